@@ -1,0 +1,83 @@
+"""fastsmtp: an SMTP client, and a drop-in for smtplib, on a compiled codec.
+
+``import fastsmtp as smtplib`` gives a program this package's classes under the
+names it knows; ``fastsmtp.install()`` gives them to code that imports smtplib
+itself.
+"""
+
+import smtplib as _smtplib
+import socket
+from email.base64mime import body_encode as encode_base64
+
+from . import codec as _codec_in_use
+from .client import (
+    _MAXCHALLENGE,
+    LMTP,
+    SMTP,
+    _addr_only,
+    _fix_eols,
+    _have_cram_md5_support,
+    _quote_periods,
+    quotedata,
+)
+from .envelope import quoteaddr
+from .errors import (
+    SMTPAuthenticationError,
+    SMTPConnectError,
+    SMTPDataError,
+    SMTPException,
+    SMTPHeloError,
+    SMTPNotSupportedError,
+    SMTPProtocolError,
+    SMTPRecipientsRefused,
+    SMTPResponseException,
+    SMTPSenderRefused,
+    SMTPServerDisconnected,
+)
+from .installation import install, uninstall
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LMTP",
+    "SMTP",
+    "SMTPAuthenticationError",
+    "SMTPConnectError",
+    "SMTPDataError",
+    "SMTPException",
+    "SMTPHeloError",
+    "SMTPNotSupportedError",
+    "SMTPProtocolError",
+    "SMTPRecipientsRefused",
+    "SMTPResponseException",
+    "SMTPSenderRefused",
+    "SMTPServerDisconnected",
+    "implementation",
+    "install",
+    "quoteaddr",
+    "quotedata",
+    "uninstall",
+]
+
+CRLF = "\r\n"
+bCRLF = b"\r\n"  # noqa: N816 - smtplib's name
+SMTP_PORT = _smtplib.SMTP_PORT
+SMTP_SSL_PORT = _smtplib.SMTP_SSL_PORT
+LMTP_PORT = _smtplib.LMTP_PORT
+OLDSTYLE_AUTH = _smtplib.OLDSTYLE_AUTH
+_MAXLINE = _codec_in_use.MAX_LINE
+
+try:
+    import ssl
+except ImportError:  # pragma: no cover - a Python built without OpenSSL
+    _have_ssl = False
+else:
+    from .client import SMTP_SSL
+
+    _have_ssl = True
+    __all__ += ["SMTP_SSL"]
+
+
+def implementation() -> str:
+    """Return which codec is in use: "c" or "python"."""
+    return _codec_in_use.IMPLEMENTATION

@@ -1,0 +1,704 @@
+# cython: language_level=3, freethreading_compatible=True
+# cython: boundscheck=False, wraparound=False, initializedcheck=False
+"""The codec, compiled.
+
+Every public name here has a twin in ``_codec_py.py``, the reference, with the
+same signature, docstring, result and error.  A fix in one is a fix in both, in
+one commit.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memchr, memcpy, memmove
+
+import binascii
+import hmac
+from smtplib import SMTPResponseException
+
+from .errors import SMTPProtocolError
+
+cdef extern from *:
+    """
+    enum { CR = 13, LF = 10 };
+
+    /* An ASCII str keeps its bytes as they are: no copy is needed to read them. */
+    static const char *fastsmtp_ascii(PyObject *text, Py_ssize_t *size)
+    {
+        if (!PyUnicode_IS_ASCII(text)) {
+            return NULL;
+        }
+        *size = PyUnicode_GET_LENGTH(text);
+        return (const char *)PyUnicode_DATA(text);
+    }
+
+    /* Count the newlines to be made CRLF, each where the byte after a lone CR
+       or a lone LF itself stands, and the dots to be doubled.  `before` is the
+       byte before the first.  The inner loops have no branch and sum into bytes,
+       too seldom to overflow and a multiple of 16 times, so that compilers make
+       them vector code. */
+    static void fastsmtp_survey(const unsigned char *p, Py_ssize_t n, unsigned char before,
+                                int normalize, Py_ssize_t *newlines, Py_ssize_t *dots)
+    {
+        Py_ssize_t i = 1;
+        *newlines = *dots = 0;
+        if (n) {
+            *newlines = normalize && (p[0] == LF) != (before == CR);
+            *dots = p[0] == '.' && (before == LF || (normalize && before == CR));
+        }
+        while (i < n) {
+            const Py_ssize_t end = n - i > 240 ? i + 240 : n;
+            unsigned char bare = 0, stuffed = 0;
+            if (normalize) {
+                for (; i < end; i++) {
+                    bare += (p[i] == LF) ^ (p[i - 1] == CR);
+                    stuffed += (p[i] == '.') & ((p[i - 1] == LF) | (p[i - 1] == CR));
+                }
+            }
+            else {
+                for (; i < end; i++) {
+                    stuffed += (p[i] == '.') & (p[i - 1] == LF);
+                }
+            }
+            *newlines += bare;
+            *dots += stuffed;
+        }
+    }
+
+    /* Write the n bytes at p, a line at a time, to out; return out's new end.
+       `p` is left where the reading ended: one past the n bytes, if they end
+       in the CR of a CRLF. */
+    static inline unsigned char *fastsmtp_rewrite_lines(
+        const unsigned char **p, Py_ssize_t n, const unsigned char *data_end,
+        unsigned char *out, int normalize, int has_cr, int stuff)
+    {
+        const unsigned char *at = *p, *lf = NULL, *cr = NULL;
+        const unsigned char *const end = at + n;
+        while (at < end) {
+            const unsigned char *stop;
+            /* A newline found ahead is kept until it is reached. */
+            if (lf < at && !(lf = memchr(at, LF, end - at))) {
+                lf = end;
+            }
+            if (has_cr && cr < at && !(cr = memchr(at, CR, end - at))) {
+                cr = end;
+            }
+            stop = has_cr && cr < lf ? cr : lf;
+            memcpy(out, at, stop - at);
+            out += stop - at;
+            if (stop == end) {
+                at = end;
+                break;
+            }
+            at = stop + 1;
+            if (normalize) {
+                *out++ = CR;
+                if (has_cr && *stop == CR && at < data_end && *at == LF) {
+                    at++;
+                }
+            }
+            *out++ = LF;
+            if (stuff && at < end && *at == '.') {
+                *out++ = '.';
+            }
+        }
+        *p = at;
+        return out;
+    }
+
+    /* Write a message to out with each dot that begins a line doubled and, if
+       asked, each lone CR and each lone LF made CRLF; return out's new end.
+       Where there are few changes, the stretches without go over whole. */
+    static unsigned char *fastsmtp_rewrite(const unsigned char *p, Py_ssize_t n, int few,
+                                           unsigned char *out, int normalize, int stuff)
+    {
+        const unsigned char *const end = p + n;
+        const int has_cr = normalize && n && memchr(p, CR, n);
+        unsigned char before = LF;
+        while (p < end) {
+            const Py_ssize_t size = few && end - p > 512 ? 512 : end - p;
+            Py_ssize_t newlines = 1, dots = 1;
+            if (few) {
+                fastsmtp_survey(p, size, before, normalize, &newlines, &dots);
+            }
+            if (newlines || dots || (normalize && p[size - 1] == CR)) {
+                if (stuff && *p == '.' && (before == LF || (normalize && before == CR))) {
+                    *out++ = '.';
+                }
+                /* Constants let the compiler make a loop for each case. */
+                out = has_cr ? fastsmtp_rewrite_lines(&p, size, end, out, 1, 1, stuff)
+                    : normalize ? fastsmtp_rewrite_lines(&p, size, end, out, 1, 0, stuff)
+                    : fastsmtp_rewrite_lines(&p, size, end, out, 0, 0, stuff);
+            }
+            else {
+                memcpy(out, p, size);
+                out += size;
+                p += size;
+            }
+            before = p[-1];
+        }
+        return out;
+    }
+
+    /* A store through a volatile pointer is not optimised away. */
+    static void fastsmtp_wipe(char *p, Py_ssize_t n)
+    {
+        volatile char *v = p;
+        while (n--) {
+            *v++ = 0;
+        }
+    }
+    """
+    const char *fastsmtp_ascii(object text, Py_ssize_t *size)
+    void fastsmtp_survey(
+        const unsigned char *p, Py_ssize_t n, unsigned char before,
+        bint normalize, Py_ssize_t *newlines, Py_ssize_t *dots
+    ) noexcept nogil
+    unsigned char *fastsmtp_rewrite(
+        const unsigned char *p, Py_ssize_t n, bint few, unsigned char *out,
+        bint normalize, bint stuff
+    ) noexcept nogil
+    void fastsmtp_wipe(char *p, Py_ssize_t n) noexcept nogil
+
+
+IMPLEMENTATION = "c"
+
+#: Longest line of a reply, in bytes with its CRLF (RFC 5321 4.5.3.1.5 asks for 512).
+MAX_LINE = 8192
+#: Largest reply, in bytes over all its lines.
+MAX_REPLY = 1 << 20
+
+# From this size on, in bytes, other threads run while a message is gone through.
+cdef Py_ssize_t LARGE = 1 << 16
+
+
+# -- message data -------------------------------------------------------------
+
+
+def normalize_newlines(data):
+    """Return the data with each lone CR and each lone LF made CRLF.
+
+    *data* is ASCII text or a C-contiguous bytes-like object of any format.
+    Data that needs no change is not copied: bytes come back as the same
+    object, other buffers as a memoryview of the caller's memory.
+
+    Raises UnicodeEncodeError for text outside ASCII, TypeError for what is
+    neither text nor bytes-like, BufferError for a non-contiguous buffer.
+    RFC 5321, section 2.3.8.
+    """
+    cdef _Message message = _Message.__new__(_Message)
+    message.take(data)
+    message.survey(True)
+    if not message.newlines:
+        return message.shared()
+    message.make_private(True)
+    return message.rewritten(True, False, b"")
+
+
+def stuff_dots(data):
+    """Return the data with a dot put before each line that begins with one.
+
+    A line begins at the start of *data* and after each LF.  *data* is a
+    C-contiguous bytes-like object of any format (text is taken as ASCII, its
+    newlines left alone).  Data that needs no change is not copied: see
+    normalize_newlines(), also for what is raised.  RFC 5321, section 4.5.2.
+    """
+    cdef _Message message = _Message.__new__(_Message)
+    message.take(data)
+    message.survey(False)
+    if not message.dots:
+        return message.shared()
+    message.make_private(False)
+    return message.rewritten(False, True, b"")
+
+
+def data_payload(data, bint normalize):
+    """Return the size of a message and the buffers to send after DATA's 354.
+
+    *data* is ASCII text or a C-contiguous bytes-like object of any format;
+    with *normalize* true its newlines are made CRLF first.  The first item of
+    the result is the message's size in bytes as MAIL's SIZE declares it (RFC
+    1870: newlines normalised, before dot-stuffing and without what ends the
+    data).  The second is a tuple of buffers for a vectored write: the
+    dot-stuffed data, and a CRLF where the last line has none, then ``.`` CRLF.
+    Data that needs no change is not copied; its buffer is the caller's.
+
+    Raises what normalize_newlines() raises.  RFC 5321, sections 4.1.1.4, 4.5.2.
+    """
+    cdef _Message message = _Message.__new__(_Message)
+    message.take(data)
+    message.survey(normalize)
+    if message.newlines or message.dots:
+        message.make_private(normalize)
+        payload = message.rewritten(normalize, True, message.ending(normalize))
+        return message.size + message.newlines, (payload,)
+    return message.size, (message.shared(), message.ending(normalize))
+
+
+@cython.final
+@cython.internal
+@cython.no_gc
+@cython.freelist(8)
+cdef class _Message:
+    """A message's bytes, looked at where they are."""
+
+    cdef object owner  # whose memory it is: bytes, an ASCII str, or a memoryview
+    cdef const unsigned char *start
+    cdef Py_ssize_t size
+    cdef Py_ssize_t newlines  # to be made CRLF
+    cdef Py_ssize_t dots  # to be doubled
+    cdef Py_buffer buffer  # held if the owner is a memoryview
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.buffer)
+
+    cdef int take(self, data) except -1:
+        if type(data) is bytes:
+            return self.of_bytes(data)
+        if isinstance(data, str):
+            return self.of_text(data)
+        return self.of_buffer(data)
+
+    cdef int of_bytes(self, bytes data) except -1:
+        self.owner = data
+        self.start = <const unsigned char *>PyBytes_AS_STRING(data)
+        self.size = PyBytes_GET_SIZE(data)
+        return 0
+
+    cdef int of_text(self, text) except -1:
+        self.start = <const unsigned char *>fastsmtp_ascii(text, &self.size)
+        if self.start is NULL:
+            # smtplib normalises before it encodes, so the error's position counts that.
+            text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
+            text.encode("ascii")
+        self.owner = text
+        return 0
+
+    cdef int of_buffer(self, data) except -1:
+        try:
+            view = memoryview(data)
+        except TypeError:
+            raise TypeError(
+                f"message data must be str or a bytes-like object, not {type(data).__name__}"
+            ) from None
+        if not view.c_contiguous:
+            raise BufferError("message data must be a C-contiguous buffer")
+        if view.nbytes == 0:
+            return self.of_bytes(b"")
+        self.owner = view.cast("B")
+        PyObject_GetBuffer(self.owner, &self.buffer, PyBUF_SIMPLE)
+        self.start = <const unsigned char *>self.buffer.buf
+        self.size = self.buffer.len
+        return 0
+
+    cdef void survey(self, bint normalize) noexcept:
+        """Count what is to be changed."""
+        if self.size >= LARGE:
+            with nogil:
+                self.count(normalize)
+        else:
+            self.count(normalize)
+
+    cdef void count(self, bint normalize) noexcept nogil:
+        fastsmtp_survey(self.start, self.size, c"\n", normalize, &self.newlines, &self.dots)
+        if normalize and self.size and self.start[self.size - 1] == c"\r":
+            self.newlines += 1
+
+    cdef bytes ending(self, bint normalize):
+        """Return what ends the data: a CRLF, if the last line has none, and the dot."""
+        cdef unsigned char last = self.start[self.size - 1] if self.size else 0
+        cdef unsigned char before = self.start[self.size - 2] if self.size > 1 else 0
+        if last == c"\n" and (normalize or before == c"\r") or last == c"\r" and normalize:
+            return b".\r\n"
+        return b"\r\n.\r\n"
+
+    cdef object shared(self):
+        """Return the message as it is, in the caller's memory where that is a buffer."""
+        if isinstance(self.owner, str):
+            return PyBytes_FromStringAndSize(<const char *>self.start, self.size)
+        return self.owner
+
+    cdef int make_private(self, bint normalize) except -1:
+        """Go on with a copy, unless nobody can write to the memory.
+
+        If another thread wrote to it, what was counted would no longer fit.
+        """
+        if isinstance(self.owner, memoryview):
+            self.of_bytes(PyBytes_FromStringAndSize(<const char *>self.start, self.size))
+            self.survey(normalize)
+        return 0
+
+    cdef bytes rewritten(self, bint normalize, bint stuff, bytes end):
+        """Return the message changed as asked, and `end` after it."""
+        cdef Py_ssize_t size = self.size
+        if normalize:
+            size += self.newlines
+        if stuff:
+            size += self.dots
+        cdef Py_ssize_t extra = PyBytes_GET_SIZE(end)
+        cdef bytes result = PyBytes_FromStringAndSize(NULL, size + extra)
+        cdef unsigned char *out = <unsigned char *>PyBytes_AS_STRING(result)
+        cdef bint few = (self.newlines + self.dots) * 1024 <= self.size
+        if size >= LARGE:
+            with nogil:
+                out = fastsmtp_rewrite(self.start, self.size, few, out, normalize, stuff)
+        else:
+            out = fastsmtp_rewrite(self.start, self.size, few, out, normalize, stuff)
+        memcpy(out, PyBytes_AS_STRING(end), extra)
+        return result
+
+
+# -- replies ------------------------------------------------------------------
+
+
+@cython.final
+cdef class ReplyParser:
+    """Cuts the bytes a server sends into replies (RFC 5321, section 4.2).
+
+    Bytes may be fed cut at any place.  *strict* false reads replies as
+    smtplib does: the code is what ``int()`` makes of a line's first three
+    bytes, -1 if nothing, and the last line's code counts.  *strict* true
+    raises SMTPProtocolError for a reply that the grammar does not allow: a
+    code that is not three digits from 200 to 599, a fourth byte that is not a
+    space, a hyphen or the line's end, lines with different codes.  A bare LF
+    ends a line in both.
+
+    *max_line* caps a line and *max_reply* a whole reply, both in bytes with
+    line ends; either may be assigned later.  Instances are not thread-safe.
+    """
+
+    cdef public bint strict
+    cdef public Py_ssize_t max_line
+    cdef public Py_ssize_t max_reply
+    cdef char *buffer
+    cdef Py_ssize_t capacity
+    cdef Py_ssize_t start  # of the current reply
+    cdef Py_ssize_t end  # of what was fed
+    cdef Py_ssize_t line  # where the current line of the current reply begins
+    cdef Py_ssize_t searched  # no newline between there and here
+    cdef bint eof
+
+    def __init__(
+        self, bint strict=False, Py_ssize_t max_line=MAX_LINE, Py_ssize_t max_reply=MAX_REPLY
+    ):
+        self.strict = strict
+        self.max_line = max_line
+        self.max_reply = max_reply
+
+    def __dealloc__(self):
+        free(self.buffer)
+
+    @property
+    def pending(self):
+        """Bytes that were fed and not yet returned."""
+        return self.end - self.start
+
+    @cython.critical_section
+    def feed(self, const unsigned char[::1] data):
+        """Take bytes from the server; no bytes at all mean the end of the stream."""
+        cdef Py_ssize_t size = data.shape[0]
+        if size == 0:
+            self.eof = True
+            return
+        self.make_room(size)
+        memcpy(self.buffer + self.end, &data[0], size)
+        self.end += size
+
+    @cython.critical_section
+    def next_reply(self):
+        """Return the next reply as (code, text), or None if more bytes are needed.
+
+        The text is that of all lines, each stripped of white space, joined by
+        LF.  At the end of the stream a last line without a newline counts as
+        a line, unless *strict*.
+
+        Raises SMTPResponseException(500, ...) for a line or a reply over its
+        cap and, if *strict*, SMTPProtocolError.  The bytes stay where they
+        are: a parser that has raised will raise again.
+        """
+        cdef const char *line
+        cdef Py_ssize_t end, size
+        cdef int code
+        while True:
+            end = self.line_end()
+            if end < 0:
+                return None
+            line = self.buffer + self.line
+            size = end - self.line
+            if size > 3 and is_digit(line[0]) and is_digit(line[1]) and is_digit(line[2]):
+                code = (line[0] - 48) * 100 + (line[1] - 48) * 10 + (line[2] - 48)
+                number = code
+            else:
+                number = leniently(line[:min(size, 3)])
+            if self.strict:
+                self.check(line[:size])
+            if number is None or size < 4 or line[3] != c"-":
+                return (-1 if number is None else number), self.take_text(end)
+            self.line = self.searched = end
+
+    @cython.critical_section
+    def take_line(self, Py_ssize_t limit):
+        """Take one raw line, at most *limit* bytes of it, past all parsing.
+
+        Returns None if more bytes are needed, and b"" at the end of the stream.
+        """
+        cdef Py_ssize_t size = min(limit, self.end - self.start)
+        cdef const char *start = self.buffer + self.start
+        cdef const char *newline = <const char *>memchr(start, c"\n", size) if size else NULL
+        if newline is not NULL:
+            size = newline - start + 1
+        elif size < limit and not self.eof:
+            return None
+        line = start[:size]
+        self.drop(self.start + size)
+        return line
+
+    cdef int make_room(self, Py_ssize_t size) except -1:
+        cdef Py_ssize_t used = self.end - self.start
+        cdef Py_ssize_t capacity
+        cdef char *buffer
+        if self.end + size <= self.capacity:
+            return 0
+        if used + size > self.capacity:
+            capacity = max(2 * self.capacity, used + size, 512)
+            buffer = <char *>realloc(self.buffer, capacity)
+            if buffer is NULL:
+                raise MemoryError
+            self.buffer = buffer
+            self.capacity = capacity
+        if self.start:
+            memmove(self.buffer, self.buffer + self.start, used)
+            self.line -= self.start
+            self.searched -= self.start
+            self.end = used
+            self.start = 0
+        return 0
+
+    cdef Py_ssize_t line_end(self) except -2:
+        """Return the end of the current line, or -1 if it is not all here."""
+        cdef const char *newline = NULL
+        cdef Py_ssize_t end = self.end
+        cdef bint complete = True
+        if self.searched < end:
+            newline = <const char *>memchr(self.buffer + self.searched, c"\n", end - self.searched)
+        if newline is not NULL:
+            end = newline - self.buffer + 1
+        else:
+            self.searched = end
+            complete = self.eof and not self.strict and end > self.line
+        if end - self.line > self.max_line:
+            raise SMTPResponseException(500, "Line too long.")
+        if end - self.start > self.max_reply:
+            raise SMTPResponseException(500, "Reply too long.")
+        return end if complete else -1
+
+    cdef int check(self, bytes line) except -1:
+        """Hold one line against RFC 5321's grammar, and against the reply's first line."""
+        digits = line[:3]
+        if not (digits.isdigit() and len(digits) == 3 and b"200" <= digits <= b"599"):
+            raise SMTPProtocolError(f"reply code is not three digits from 200 to 599: {line!r}")
+        if line[3:4] not in (b" ", b"-") and line[3:] not in (b"\r\n", b"\n"):
+            raise SMTPProtocolError(f"reply code is not followed by a space or a hyphen: {line!r}")
+        cdef const char *start = self.buffer + self.start
+        if self.line > self.start and digits != start[:3]:
+            first = start[:3]
+            raise SMTPProtocolError(f"reply that began with {first!r} goes on with {line!r}")
+        return 0
+
+    cdef bytes take_text(self, Py_ssize_t end):
+        cdef const char *start = self.buffer + self.start
+        cdef bytes text
+        if self.line == self.start:
+            text = stripped(start, self.buffer + end)
+        else:
+            lines = start[:end - self.start].removesuffix(b"\n").split(b"\n")
+            text = b"\n".join([line[4:].strip(b" \t\r\n") for line in lines])
+        self.drop(end)
+        return text
+
+    cdef void drop(self, Py_ssize_t end) noexcept:
+        if end == self.end:
+            self.start = self.end = 0
+        else:
+            self.start = end
+        self.line = self.searched = self.start
+
+
+cdef inline bint is_digit(char c) noexcept:
+    return c"0" <= c <= c"9"
+
+
+cdef object leniently(bytes digits):
+    """Return the code as smtplib reads it, or None."""
+    try:
+        return int(digits)
+    except ValueError:
+        return None
+
+
+cdef inline bint is_space(char c) noexcept:
+    return c == c" " or c == c"\t" or c == c"\r" or c == c"\n"
+
+
+cdef bytes stripped(const char *line, const char *end):
+    """Return a line's text without white space at its ends."""
+    cdef const char *start = line + 4
+    while start < end and is_space(start[0]):
+        start += 1
+    while end > start and is_space((end - 1)[0]):
+        end -= 1
+    return PyBytes_FromStringAndSize(start, max(end - start, 0))
+
+
+# -- base64 for AUTH ----------------------------------------------------------
+
+
+def sasl_base64(value):
+    """Return a SASL value in base64, text taken as UTF-8 (RFC 4954, section 4).
+
+    Raises ValueError for text that UTF-8 cannot express; it does not show it.
+    """
+    cdef _Secret secret = _Secret()
+    secret.add(value)
+    return secret.encoded()
+
+
+def sasl_plain(user, password, authzid=b""):
+    """Return the base64 of PLAIN's message: authzid NUL user NUL password (RFC 4616).
+
+    Raises ValueError if one holds a NUL or cannot be expressed in UTF-8.
+    """
+    cdef _Secret secret = _Secret()
+    secret.separator = c"\0"
+    secret.separated = True
+    secret.add(authzid)
+    secret.add_literal(b"\0")
+    secret.add(user)
+    secret.add_literal(b"\0")
+    secret.add(password)
+    return secret.encoded()
+
+
+def sasl_xoauth2(user, token):
+    """Return the base64 of XOAUTH2's message: user= and auth=Bearer, with ^A between.
+
+    Raises ValueError if one holds a ^A or cannot be expressed in UTF-8.  The
+    mechanism is Google's and Microsoft's, described in their documentation.
+    """
+    cdef _Secret secret = _Secret()
+    secret.separator = c"\1"
+    secret.separated = True
+    secret.add_literal(b"user=")
+    secret.add(user)
+    secret.add_literal(b"\1auth=Bearer ")
+    secret.add(token)
+    secret.add_literal(b"\1\1")
+    return secret.encoded()
+
+
+def sasl_cram_md5(user, password, challenge):
+    """Return the base64 answer to a CRAM-MD5 challenge, itself not in base64 (RFC 2195).
+
+    Raises ValueError where MD5 is not to be had, and for text that UTF-8
+    cannot express.
+    """
+    cdef _Secret secret = _Secret()
+    secret.add(user)
+    secret.add_literal(b" ")
+    secret.add(hmac.HMAC(utf8(password), challenge, "md5").hexdigest())
+    return secret.encoded()
+
+
+def decode_challenge(text):
+    """Return what the base64 text of a 334 reply stands for (RFC 4954, section 4).
+
+    Characters outside the alphabet are passed over.  Raises ValueError if the
+    rest is not base64.
+    """
+    return binascii.a2b_base64(text)
+
+
+cdef object utf8(value):
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"a SASL value must be str or bytes, not {type(value).__name__}")
+    try:
+        return value.encode("utf-8")
+    except UnicodeEncodeError:
+        pass  # the error carries the value, which may be a password
+    raise ValueError("a SASL value cannot be expressed in UTF-8")
+
+
+cdef const char *BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+
+@cython.final
+@cython.internal
+cdef class _Secret:
+    """Memory for a secret value in the making, wiped when it goes."""
+
+    cdef char *start
+    cdef Py_ssize_t size
+    cdef bint separated
+    cdef char separator
+
+    def __dealloc__(self):
+        if self.start is not NULL:
+            fastsmtp_wipe(self.start, self.size)
+            free(self.start)
+
+    cdef int add(self, value) except -1:
+        """Add a value from outside, which must not hold the separator."""
+        cdef Py_ssize_t size
+        cdef const char *text = NULL
+        if isinstance(value, str):
+            text = fastsmtp_ascii(value, &size)
+        if text is NULL:
+            value = utf8(value)
+            text = PyBytes_AS_STRING(value)
+            size = PyBytes_GET_SIZE(value)
+        if self.separated and size and memchr(text, self.separator, size) is not NULL:
+            separator = bytes((self.separator,))
+            raise ValueError(f"a SASL value holds the separator {separator!r}")
+        return self.append(text, size)
+
+    cdef int add_literal(self, bytes literal) except -1:
+        return self.append(PyBytes_AS_STRING(literal), PyBytes_GET_SIZE(literal))
+
+    cdef int append(self, const char *text, Py_ssize_t size) except -1:
+        # Not realloc(): it would leave the secret behind in the old place.
+        cdef char *larger = <char *>malloc(self.size + size + 1)
+        if larger is NULL:
+            raise MemoryError
+        if self.start is not NULL:
+            memcpy(larger, self.start, self.size)
+            fastsmtp_wipe(self.start, self.size)
+            free(self.start)
+        memcpy(larger + self.size, text, size)
+        self.start = larger
+        self.size += size
+        return 0
+
+    cdef bytes encoded(self):
+        """Return the value in base64 (RFC 4648, section 4)."""
+        cdef bytes result = PyBytes_FromStringAndSize(NULL, (self.size + 2) // 3 * 4)
+        cdef char *out = PyBytes_AS_STRING(result)
+        cdef const unsigned char *p = <const unsigned char *>self.start
+        cdef Py_ssize_t left = self.size
+        cdef unsigned int group
+        while left > 0:
+            group = p[0] << 16
+            if left > 1:
+                group |= p[1] << 8
+            if left > 2:
+                group |= p[2]
+            out[0] = BASE64[group >> 18]
+            out[1] = BASE64[group >> 12 & 63]
+            out[2] = BASE64[group >> 6 & 63] if left > 1 else c"="
+            out[3] = BASE64[group & 63] if left > 2 else c"="
+            p += 3
+            out += 4
+            left -= 3
+        return result

@@ -1,0 +1,338 @@
+"""The codec in Python: the reference for ``_codec.pyx``, and its fallback.
+
+Every public name here has a twin in ``_codec.pyx`` with the same signature,
+docstring, result and error.  A fix in one is a fix in both, in one commit.
+"""
+
+import binascii
+import hmac
+import re
+from smtplib import SMTPResponseException
+
+from .errors import SMTPProtocolError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+IMPLEMENTATION = "python"
+
+#: Longest line of a reply, in bytes with its CRLF (RFC 5321 4.5.3.1.5 asks for 512).
+MAX_LINE = 8192
+#: Largest reply, in bytes over all its lines.
+MAX_REPLY = 1 << 20
+
+_WHITE_SPACE = b" \t\r\n"
+_CODES = {b"%d " % code: code for code in range(200, 600)}
+_DOT_LINE = re.compile(rb"\n\.")  # bytes.find() and `in` take three times as long
+
+
+# -- message data -------------------------------------------------------------
+
+
+def normalize_newlines(data: "str | Any") -> "bytes | memoryview":
+    """Return the data with each lone CR and each lone LF made CRLF.
+
+    *data* is ASCII text or a C-contiguous bytes-like object of any format.
+    Data that needs no change is not copied: bytes come back as the same
+    object, other buffers as a memoryview of the caller's memory.
+
+    Raises UnicodeEncodeError for text outside ASCII, TypeError for what is
+    neither text nor bytes-like, BufferError for a non-contiguous buffer.
+    RFC 5321, section 2.3.8.
+    """
+    view, octets = _octets(data)
+    changed = _crlf(octets)
+    return view if changed is octets else changed
+
+
+def stuff_dots(data: "Any") -> "bytes | memoryview":
+    """Return the data with a dot put before each line that begins with one.
+
+    A line begins at the start of *data* and after each LF.  *data* is a
+    C-contiguous bytes-like object of any format (text is taken as ASCII, its
+    newlines left alone).  Data that needs no change is not copied: see
+    normalize_newlines(), also for what is raised.  RFC 5321, section 4.5.2.
+    """
+    view, octets = _octets(data)
+    changed = _stuffed(octets)
+    return view if changed is octets else changed
+
+
+def data_payload(data: "str | Any", normalize: bool) -> "tuple[int, tuple[bytes | memoryview, ...]]":
+    """Return the size of a message and the buffers to send after DATA's 354.
+
+    *data* is ASCII text or a C-contiguous bytes-like object of any format;
+    with *normalize* true its newlines are made CRLF first.  The first item of
+    the result is the message's size in bytes as MAIL's SIZE declares it (RFC
+    1870: newlines normalised, before dot-stuffing and without what ends the
+    data).  The second is a tuple of buffers for a vectored write: the
+    dot-stuffed data, and a CRLF where the last line has none, then ``.`` CRLF.
+    Data that needs no change is not copied; its buffer is the caller's.
+
+    Raises what normalize_newlines() raises.  RFC 5321, sections 4.1.1.4, 4.5.2.
+    """
+    view, octets = _octets(data)
+    normal = _crlf(octets) if normalize else octets
+    stuffed = _stuffed(normal)
+    end = b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n"
+    if stuffed is octets:
+        return len(octets), (view, end)
+    return len(normal), (stuffed + end,)
+
+
+def _octets(data: "str | Any") -> "tuple[bytes | memoryview, bytes]":
+    """Return the data as a buffer to hand out, and as bytes to look at."""
+    if type(data) is bytes:
+        return data, data
+    if isinstance(data, str):
+        octets = _ascii(data)
+        return octets, octets
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError(
+            f"message data must be str or a bytes-like object, not {type(data).__name__}"
+        ) from None
+    if not view.c_contiguous:
+        raise BufferError("message data must be a C-contiguous buffer")
+    octets = bytes(view)
+    return (view.cast("B") if octets else octets), octets
+
+
+def _ascii(text: str) -> bytes:
+    if not text.isascii():
+        # smtplib normalises before it encodes, so the error's position counts that.
+        text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
+    return text.encode("ascii")
+
+
+def _crlf(octets: bytes) -> bytes:
+    if b"\r" not in octets:
+        return octets.replace(b"\n", b"\r\n")
+    if octets.replace(b"\r", b"").replace(b"\n", b"\r\n") == octets:
+        return octets  # faster than looking for a lone one
+    lines = octets.splitlines()
+    if octets.endswith((b"\r", b"\n")):
+        lines.append(b"")
+    return b"\r\n".join(lines)
+
+
+def _stuffed(octets: bytes) -> bytes:
+    if _DOT_LINE.search(octets):
+        octets = _DOT_LINE.sub(b"\n..", octets)
+    return b"." + octets if octets.startswith(b".") else octets
+
+
+# -- replies ------------------------------------------------------------------
+
+
+class ReplyParser:
+    """Cuts the bytes a server sends into replies (RFC 5321, section 4.2).
+
+    Bytes may be fed cut at any place.  *strict* false reads replies as
+    smtplib does: the code is what ``int()`` makes of a line's first three
+    bytes, -1 if nothing, and the last line's code counts.  *strict* true
+    raises SMTPProtocolError for a reply that the grammar does not allow: a
+    code that is not three digits from 200 to 599, a fourth byte that is not a
+    space, a hyphen or the line's end, lines with different codes.  A bare LF
+    ends a line in both.
+
+    *max_line* caps a line and *max_reply* a whole reply, both in bytes with
+    line ends; either may be assigned later.  Instances are not thread-safe.
+    """
+
+    __slots__ = (
+        "_buffer", "_eof", "_line", "_searched", "_start", "max_line", "max_reply", "strict",
+    )  # fmt: skip
+
+    def __init__(
+        self, strict: bool = False, max_line: int = MAX_LINE, max_reply: int = MAX_REPLY
+    ) -> None:
+        self.strict = strict
+        self.max_line = max_line
+        self.max_reply = max_reply
+        self._buffer = b""
+        self._start = 0  # of the current reply
+        self._line = 0  # where the current line of the current reply begins
+        self._searched = 0  # no newline between there and here
+        self._eof = False
+
+    @property
+    def pending(self) -> int:
+        """Bytes that were fed and not yet returned."""
+        return len(self._buffer) - self._start
+
+    def feed(self, data: "bytes | bytearray | memoryview") -> None:
+        """Take bytes from the server; no bytes at all mean the end of the stream."""
+        if not data:
+            self._eof = True
+        elif self._start == len(self._buffer):
+            self._buffer = bytes(data)
+            self._start = self._line = self._searched = 0
+        else:
+            start = self._start
+            self._buffer = self._buffer[start:] + data
+            self._start = 0
+            self._line -= start
+            self._searched -= start
+
+    def next_reply(self) -> "tuple[int, bytes] | None":
+        """Return the next reply as (code, text), or None if more bytes are needed.
+
+        The text is that of all lines, each stripped of white space, joined by
+        LF.  At the end of the stream a last line without a newline counts as
+        a line, unless *strict*.
+
+        Raises SMTPResponseException(500, ...) for a line or a reply over its
+        cap and, if *strict*, SMTPProtocolError.  The bytes stay where they
+        are: a parser that has raised will raise again.
+        """
+        buffer = self._buffer
+        start = self._line
+        end = buffer.find(b"\n", self._searched) + 1
+        if start == self._start and start < end <= start + self.max_line <= start + self.max_reply:
+            # Most replies: one line, a code and a space.
+            code = _CODES.get(buffer[start : start + 4])
+            if code:
+                self._start = self._line = self._searched = end
+                return code, buffer[start + 4 : end].strip(_WHITE_SPACE)
+        return self._next_of_any_kind()
+
+    def _next_of_any_kind(self) -> "tuple[int, bytes] | None":
+        while (end := self._line_end()) >= 0:
+            line = self._buffer[self._line : end]
+            code = self._code(line)
+            if code is None or line[3:4] != b"-":
+                return (-1 if code is None else code), self._take_text(end)
+            self._line = self._searched = end
+        return None
+
+    def take_line(self, limit: int) -> "bytes | None":
+        """Take one raw line, at most *limit* bytes of it, past all parsing.
+
+        Returns None if more bytes are needed, and b"" at the end of the stream.
+        """
+        end = self._buffer.find(b"\n", self._start, self._start + limit) + 1
+        if not end:
+            if self.pending < limit and not self._eof:
+                return None
+            end = min(self._start + limit, len(self._buffer))
+        return self._take(end)
+
+    def _line_end(self) -> int:
+        """Return the end of the current line, or -1 if it is not all here."""
+        end = self._buffer.find(b"\n", self._searched) + 1
+        complete = end > 0
+        if not complete:
+            end = self._searched = len(self._buffer)
+            complete = self._eof and not self.strict and end > self._line
+        if end - self._line > self.max_line:
+            raise SMTPResponseException(500, "Line too long.")
+        if end - self._start > self.max_reply:
+            raise SMTPResponseException(500, "Reply too long.")
+        return end if complete else -1
+
+    def _code(self, line: bytes) -> "int | None":
+        if self.strict:
+            self._check(line)
+        try:
+            return int(line[:3])
+        except ValueError:
+            return None
+
+    def _check(self, line: bytes) -> None:
+        """Hold one line against RFC 5321's grammar, and against the reply's first line."""
+        digits = line[:3]
+        if not (digits.isdigit() and len(digits) == 3 and b"200" <= digits <= b"599"):
+            raise SMTPProtocolError(f"reply code is not three digits from 200 to 599: {line!r}")
+        if line[3:4] not in (b" ", b"-") and line[3:] not in (b"\r\n", b"\n"):
+            raise SMTPProtocolError(f"reply code is not followed by a space or a hyphen: {line!r}")
+        first = self._buffer[self._start : self._start + 3]
+        if digits != first:
+            raise SMTPProtocolError(f"reply that began with {first!r} goes on with {line!r}")
+
+    def _take_text(self, end: int) -> bytes:
+        lines = self._take(end).removesuffix(b"\n").split(b"\n")
+        return b"\n".join([line[4:].strip(_WHITE_SPACE) for line in lines])
+
+    def _take(self, end: int) -> bytes:
+        taken = self._buffer[self._start : end]
+        self._start = self._line = self._searched = end
+        return taken
+
+
+# -- base64 for AUTH ----------------------------------------------------------
+
+
+def sasl_base64(value: "str | bytes") -> bytes:
+    """Return a SASL value in base64, text taken as UTF-8 (RFC 4954, section 4).
+
+    Raises ValueError for text that UTF-8 cannot express; it does not show it.
+    """
+    return _encode_and_wipe(bytearray(_utf8(value)))
+
+
+def sasl_plain(user: "str | bytes", password: "str | bytes", authzid: "str | bytes" = b"") -> bytes:
+    """Return the base64 of PLAIN's message: authzid NUL user NUL password (RFC 4616).
+
+    Raises ValueError if one holds a NUL or cannot be expressed in UTF-8.
+    """
+    parts = _utf8(authzid), _utf8(user), _utf8(password)
+    _refuse(b"\0", parts)
+    return _encode_and_wipe(bytearray(b"\0").join(parts))
+
+
+def sasl_xoauth2(user: "str | bytes", token: "str | bytes") -> bytes:
+    """Return the base64 of XOAUTH2's message: user= and auth=Bearer, with ^A between.
+
+    Raises ValueError if one holds a ^A or cannot be expressed in UTF-8.  The
+    mechanism is Google's and Microsoft's, described in their documentation.
+    """
+    parts = _utf8(user), _utf8(token)
+    _refuse(b"\1", parts)
+    return _encode_and_wipe(bytearray(b"user=%b\1auth=Bearer %b\1\1") % parts)
+
+
+def sasl_cram_md5(user: "str | bytes", password: "str | bytes", challenge: bytes) -> bytes:
+    """Return the base64 answer to a CRAM-MD5 challenge, itself not in base64 (RFC 2195).
+
+    Raises ValueError where MD5 is not to be had, and for text that UTF-8
+    cannot express.
+    """
+    digest = hmac.HMAC(_utf8(password), challenge, "md5").hexdigest()
+    return _encode_and_wipe(bytearray(_utf8(user) + b" " + digest.encode("ascii")))
+
+
+def decode_challenge(text: bytes) -> bytes:
+    """Return what the base64 text of a 334 reply stands for (RFC 4954, section 4).
+
+    Characters outside the alphabet are passed over.  Raises ValueError if the
+    rest is not base64.
+    """
+    return binascii.a2b_base64(text)
+
+
+def _utf8(value: "str | bytes") -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"a SASL value must be str or bytes, not {type(value).__name__}")
+    try:
+        return value.encode("utf-8")
+    except UnicodeEncodeError:
+        pass  # the error carries the value, which may be a password
+    raise ValueError("a SASL value cannot be expressed in UTF-8")
+
+
+def _refuse(separator: bytes, parts: "tuple[bytes, ...]") -> None:
+    for part in parts:
+        if separator in part:
+            raise ValueError(f"a SASL value holds the separator {separator!r}")
+
+
+def _encode_and_wipe(secret: bytearray) -> bytes:
+    try:
+        return binascii.b2a_base64(secret, newline=False)
+    finally:
+        secret[:] = bytes(len(secret))

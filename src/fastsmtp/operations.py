@@ -1,0 +1,310 @@
+"""What a client does, as generators: greet, starttls, login, send, quit.
+
+An operation yields what it needs: a Send, NEED_REPLY, or START_TLS.  The
+driver does that, on whatever it has for a connection, and resumes it with the
+reply after NEED_REPLY, with None otherwise.  A driver that fails throws the
+exception into the operation, which may know better than to let it pass.
+"""
+
+from . import codec
+from .envelope import command_line
+from .errors import (
+    SMTPAuthenticationError,
+    SMTPConnectError,
+    SMTPException,
+    SMTPHeloError,
+    SMTPServerDisconnected,
+)
+from .protocol import parse_extensions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Sequence
+    from typing import Any, TypeVar
+
+    from .auth import Responder
+    from .envelope import Envelope
+    from .reply import Reply
+
+    T = TypeVar("T")
+    Buffer = bytes | memoryview
+    Operation = Generator[Any, Any, T]
+
+
+class Send:
+    """Write *buffers*, which will bring *replies* replies.
+
+    *verb* names what is written: the command's verb, "" for an answer to a
+    challenge, "." for message data.
+    """
+
+    __slots__ = ("buffers", "replies", "verb")
+
+    def __init__(self, buffers: "Sequence[Buffer]", replies: int, verb: str) -> None:
+        self.buffers = buffers
+        self.replies = replies
+        self.verb = verb
+
+
+class Signal:
+    """An effect that says all by being itself."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+#: Read one reply.
+NEED_REPLY = Signal("NEED_REPLY")
+#: Negotiate TLS on the connection.
+START_TLS = Signal("START_TLS")
+
+
+def command(line: bytes, verb: str) -> "Operation[Reply]":
+    """Send one command and return its reply."""
+    yield Send((line,), 1, verb)
+    reply: Reply = yield NEED_REPLY
+    return reply
+
+
+# -- the session --------------------------------------------------------------
+
+
+def greet(name: str, *, verb: str = "EHLO") -> "Operation[dict[str, str] | None]":
+    """Read the greeting and say EHLO, or HELO if that is refused.
+
+    *name* is the client's domain or address literal, *verb* EHLO or LHLO.
+    Returns the server's extensions, or None after HELO.
+
+    Raises SMTPConnectError for a greeting other than 220, SMTPHeloError if the
+    server takes neither.  RFC 5321, sections 3.1 and 3.2.
+    """
+    greeting: Reply = yield NEED_REPLY
+    if greeting.code != 220:
+        raise SMTPConnectError(*greeting)
+    return (yield from hello(name, verb=verb))
+
+
+def hello(name: str, *, verb: str = "EHLO") -> "Operation[dict[str, str] | None]":
+    """Say EHLO, or HELO if that is refused: see greet()."""
+    reply = yield from command(command_line(f"{verb} {name}"), verb)
+    if reply.code == 250:
+        return parse_extensions(reply.text)
+    if reply.code != 421 and verb == "EHLO":
+        reply = yield from command(command_line(f"HELO {name}"), "HELO")
+        if reply.code == 250:
+            return None
+    raise SMTPHeloError(*reply)
+
+
+def starttls() -> "Operation[Reply]":
+    """Ask for TLS and, if the server agrees, start it (RFC 3207); return the reply."""
+    reply = yield from command(b"STARTTLS\r\n", "STARTTLS")
+    if reply.code == 220:
+        yield START_TLS
+    return reply
+
+
+def quit_session() -> "Operation[Reply]":
+    """Say QUIT and return the reply (RFC 5321, section 4.1.1.10)."""
+    return (yield from command(b"QUIT\r\n", "QUIT"))
+
+
+# -- authentication -----------------------------------------------------------
+
+
+def login(mechanisms: "Iterable[tuple[str, Responder]]") -> "Operation[Reply]":
+    """Try mechanisms in turn until one succeeds; return its reply.
+
+    A 535 ends it: the credentials were looked at, and asking again with the
+    same counts as an attack in many places.
+
+    Raises SMTPAuthenticationError, the last one, or SMTPException if there was
+    no mechanism to try.
+    """
+    refused: SMTPException = SMTPException("No suitable authentication method found.")
+    for name, respond in mechanisms:
+        try:
+            return (yield from authenticate(name, respond))
+        except SMTPAuthenticationError as error:
+            refused = error
+            if error.smtp_code in (421, 535):
+                break
+    raise refused
+
+
+def authenticate(
+    mechanism: str,
+    respond: "Responder",
+    *,
+    initial_response: bool = True,
+    max_challenges: int = 5,
+) -> "Operation[Reply]":
+    """Go through one AUTH exchange and return the reply that ended it well.
+
+    Raises SMTPAuthenticationError if it did not, with what the server told in
+    a challenge before (XOAUTH2's JSON), and SMTPException if the server goes on
+    with challenges.  RFC 4954, section 4.
+    """
+    encoded = respond(None) if initial_response else None
+    line = mechanism.encode("ascii")
+    if encoded is not None:
+        line += b" " + (encoded or b"=")  # RFC 4954: "=" is a response without octets
+    reply = yield from command(b"AUTH " + line + b"\r\n", "AUTH")
+    challenges = 0 if encoded is None else 1
+    told = b""
+    while reply.code == 334:
+        challenges += 1
+        told, answer = _answer(reply.text, respond)
+        if answer is None:
+            reply = yield from command(b"*\r\n", "")
+            raise SMTPAuthenticationError(reply.code, reply.text + b"\nAUTH was cancelled")
+        reply = yield from command(answer + b"\r\n", "")
+        if challenges > max_challenges:
+            raise SMTPException(
+                f"Server AUTH mechanism infinite loop. Last response: {tuple(reply)!r}"
+            )
+    if reply.code in (235, 503):
+        return reply
+    if told.startswith(b"{"):
+        raise SMTPAuthenticationError(reply.code, reply.text + b"\n" + told)
+    raise SMTPAuthenticationError(*reply)
+
+
+def _answer(text: bytes, respond: "Responder") -> "tuple[bytes, bytes | None]":
+    """Return a challenge, decoded, and the answer to it; None if it is not base64."""
+    try:
+        challenge = codec.decode_challenge(text)
+    except ValueError:
+        return text, None
+    return challenge, respond(challenge)
+
+
+# -- mail ---------------------------------------------------------------------
+
+
+class Outcome:
+    """How a transaction went.
+
+    *mail* is the reply to MAIL, *rcpts* those to RCPT as far as they came,
+    *data* the one to DATA if it came to that, and *finals* those after the
+    final dot: one, or with LMTP one per accepted recipient.
+    """
+
+    __slots__ = ("accepted", "data", "finals", "last", "mail", "rcpts")
+
+    def __init__(self) -> None:
+        self.mail: Reply
+        self.rcpts: list[Reply] = []
+        self.data: Reply | None = None
+        self.finals: list[Reply] = []
+        #: How many recipients the server took at RCPT.
+        self.accepted = 0
+        #: The last reply that mattered.
+        self.last: Reply
+
+    def take_rcpt(self, reply: "Reply") -> None:
+        """Take the reply to the next RCPT."""
+        self.last = reply
+        self.rcpts.append(reply)
+        self.accepted += is_accepted(reply) and self.mail.code == 250
+
+    @property
+    def closing(self) -> bool:
+        """Whether the server said that it closes the connection."""
+        return self.last.code == 421
+
+
+def is_accepted(reply: "Reply") -> bool:
+    """Say whether a reply to RCPT takes the recipient (RFC 5321, 3.3 and 3.4)."""
+    return reply.code in (250, 251)
+
+
+def send(
+    envelope: "Envelope",
+    payload: "Sequence[Buffer]",
+    *,
+    pipelining: bool = False,
+    lmtp: bool = False,
+) -> "Operation[Outcome]":
+    """Go through one mail transaction; return how it went, refusals included.
+
+    *payload* is what codec.data_payload() made.  With *pipelining* MAIL, all
+    RCPTs and DATA leave in one flight (RFC 2920), and the outcome is the one
+    that the same commands would have one at a time.  With *lmtp* each accepted
+    recipient has a reply of its own after the data (RFC 2033, section 4.2).
+
+    A refused recipient does not stop the others.  What is refused as a whole
+    is followed by RSET, so that no transaction stays open, but after a 421.
+    """
+    outcome = Outcome()
+    if pipelining:
+        yield from _flight(envelope, outcome)
+    else:
+        yield from _one_by_one(envelope, outcome)
+    if outcome.data is not None and outcome.data.code == 354:
+        yield from _data(payload, outcome, lmtp)
+    if not outcome.closing and not any(reply.code == 250 for reply in outcome.finals):
+        yield from _reset(envelope, outcome)
+    return outcome
+
+
+def _one_by_one(envelope: "Envelope", outcome: Outcome) -> "Operation[None]":
+    outcome.mail = outcome.last = yield from command(envelope.mail, "MAIL")
+    if outcome.mail.code != 250:
+        return
+    for line in envelope.rcpts:
+        outcome.take_rcpt((yield from command(line, "RCPT")))
+        if outcome.closing:
+            return
+    if outcome.accepted:
+        outcome.data = outcome.last = yield from command(envelope.verbs.data, "DATA")
+
+
+def _flight(envelope: "Envelope", outcome: Outcome) -> "Operation[None]":
+    lines = (envelope.mail, *envelope.rcpts, envelope.verbs.data)
+    yield Send((b"".join(lines),), len(lines), "MAIL")
+    outcome.mail = outcome.last = yield NEED_REPLY
+    for _ in envelope.rcpts:
+        if outcome.closing:
+            return
+        outcome.take_rcpt((yield NEED_REPLY))
+    if not outcome.closing:
+        outcome.data = outcome.last = yield NEED_REPLY
+
+
+def _data(payload: "Sequence[Buffer]", outcome: Outcome, lmtp: bool) -> "Operation[None]":
+    if not outcome.accepted:
+        # Only a flight comes here.  RFC 2920, 3.1: a single dot, and nothing is delivered.
+        yield from _no_data(outcome, lmtp)
+        return
+    replies = outcome.accepted if lmtp else 1
+    yield Send(payload, replies, ".")
+    for _ in range(replies):
+        if not outcome.closing:
+            outcome.last = yield NEED_REPLY
+        outcome.finals.append(outcome.last)  # a 421 is what the rest have, too
+
+
+def _no_data(outcome: Outcome, lmtp: bool) -> "Operation[None]":
+    if lmtp:
+        # RFC 2033, 4.2: DATA must fail.  Since it did not, nobody knows how
+        # many replies a dot would bring.
+        raise SMTPServerDisconnected("LMTP server took DATA without a recipient")
+    yield Send((b".\r\n",), 1, ".")
+    reply: Reply = yield NEED_REPLY
+    if reply.code == 421:
+        outcome.last = reply
+
+
+def _reset(envelope: "Envelope", outcome: Outcome) -> "Operation[None]":
+    try:
+        reply = yield from command(envelope.verbs.rset, "RSET")
+    except SMTPServerDisconnected:
+        return  # the next command will say so; what was refused matters more
+    if reply.code == 421:
+        outcome.last = reply

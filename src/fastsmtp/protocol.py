@@ -1,0 +1,101 @@
+"""The protocol's state, without a socket: bytes in, replies out."""
+
+import re
+
+from .codec import ReplyParser
+from .errors import SMTPProtocolError, SMTPServerDisconnected
+from .reply import Reply
+
+_OLD_STYLE_AUTH = re.compile(r"auth=(.*)", re.IGNORECASE)
+_EXTENSION = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*) ?")
+
+
+class Session:
+    """What was asked and what was answered on one connection.
+
+    A driver says how many replies its writing will bring (sent()), hands over
+    what it reads (receive()) and takes replies (next_reply()).  Either every
+    reply that is owed will be taken, or the connection is to be closed.
+
+    *strict* is the reply parser's.
+    """
+
+    __slots__ = ("last_reply", "owed", "parser")
+
+    def __init__(self, *, strict: bool = True) -> None:
+        self.parser = ReplyParser(strict)
+        #: Replies to come for what has been sent.
+        self.owed = 1  # the greeting
+        #: The last reply taken, or None.
+        self.last_reply: Reply | None = None
+
+    @property
+    def pending(self) -> int:
+        """Bytes that were received and are no reply yet taken."""
+        return self.parser.pending
+
+    def sent(self, replies: int) -> None:
+        """Count replies that are now owed."""
+        self.owed += replies
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the connection; none at all say that it was closed."""
+        self.parser.feed(data)
+
+    def next_reply(self) -> "Reply | None":
+        """Return the next reply, or None until there are more bytes.
+
+        Raises what ReplyParser.next_reply() raises.
+        """
+        parsed = self.parser.next_reply()
+        return None if parsed is None else self.took(parsed)
+
+    def took(self, parsed: "tuple[int, bytes]") -> Reply:
+        """Count a reply as taken, and return it."""
+        if self.owed:
+            self.owed -= 1
+        self.last_reply = reply = Reply(*parsed)
+        return reply
+
+    def check_in_step(self) -> None:
+        """Before a command: hold that nothing was received that nobody asked for.
+
+        Raises SMTPServerDisconnected for a 421, which a server may send at any
+        time before it closes (RFC 5321, section 3.8), else SMTPProtocolError.
+        """
+        if self.owed or not self.pending:
+            return
+        reply = self.next_reply()
+        if reply is not None and reply.code == 421:
+            raise SMTPServerDisconnected("Connection closed by the server")
+        raise SMTPProtocolError("the server sent what no command had asked for")
+
+    def start_tls(self) -> None:
+        """After STARTTLS was accepted: forget what was learned in clear.
+
+        Raises SMTPProtocolError if bytes came behind the reply.  They were not
+        protected, and would be read as the server's under TLS (RFC 3207,
+        section 6; CVE-2011-0411).
+        """
+        if self.pending:
+            raise SMTPProtocolError("the server sent more in clear after its reply to STARTTLS")
+        self.parser = ReplyParser(self.parser.strict, self.parser.max_line, self.parser.max_reply)
+
+
+def parse_extensions(text: bytes) -> "dict[str, str]":
+    """Return the service extensions an EHLO reply's text lists (RFC 5321, 4.1.1.1).
+
+    Keywords are lower case, with their parameters as text.  What AUTH and the
+    old ``AUTH=`` offer is joined, each part with a space before it.
+    """
+    extensions: dict[str, str] = {}
+    for line in text.decode("latin-1").split("\n")[1:]:
+        if old_style := _OLD_STYLE_AUTH.match(line):
+            extensions["auth"] = extensions.get("auth", "") + " " + old_style[1]
+        elif keyword := _EXTENSION.match(line):
+            name = keyword[1].lower()
+            parameters = line[keyword.end(1) :].strip()
+            if name == "auth":
+                parameters = extensions.get("auth", "") + " " + parameters
+            extensions[name] = parameters
+    return extensions

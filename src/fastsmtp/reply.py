@@ -1,0 +1,49 @@
+"""Replies: RFC 5321, section 4.2, and enhanced status codes, RFC 3463."""
+
+import re
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+_ENHANCED = re.compile(rb"([245])\.(\d{1,3})\.(\d{1,3})(?!\S)")
+
+
+class Reply(tuple):  # type: ignore[type-arg]
+    """A server's reply: the tuple (code, text), as smtplib has it, with names.
+
+    *code* is the reply code, -1 for a line that begins with none.  *text* is
+    the bytes of its lines without their codes, stripped, joined by LF.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, code: int, text: bytes) -> "Self":
+        """Make a reply of its code and its text."""
+        return tuple.__new__(cls, (code, text))
+
+    @property
+    def code(self) -> int:
+        """The reply code, an int from 200 to 599 in all that RFC 5321 allows."""
+        return self[0]  # type: ignore[no-any-return]
+
+    @property
+    def text(self) -> bytes:
+        """The text of all lines, joined by LF."""
+        return self[1]  # type: ignore[no-any-return]
+
+    @property
+    def lines(self) -> "list[bytes]":
+        """The text of each line."""
+        return self.text.split(b"\n")
+
+    @property
+    def enhanced(self) -> "tuple[int, int, int] | None":
+        """The enhanced status code (class, subject, detail), or None (RFC 3463, RFC 2034)."""
+        match = _ENHANCED.match(self.text)
+        if match is None or int(match[1]) != self.code // 100:
+            return None
+        return int(match[1]), int(match[2]), int(match[3])
+
+    def __repr__(self) -> str:
+        return f"Reply({self.code}, {self.text!r})"

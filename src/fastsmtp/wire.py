@@ -1,0 +1,252 @@
+"""One connection of the blocking client: its socket and its session."""
+
+import select
+import socket
+import sys
+from collections import deque
+
+from .errors import SMTPServerDisconnected
+from .protocol import Session
+
+try:
+    import ssl
+except ImportError:  # pragma: no cover - a Python built without OpenSSL
+    _SOCKETS: "tuple[type[socket.socket], ...]" = (socket.socket,)
+    _NOT_NOW: "tuple[type[OSError], ...]" = (BlockingIOError,)
+else:
+    _SOCKETS = (ssl.SSLSocket, socket.socket)
+    _NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from .codec import ReplyParser
+    from .reply import Reply
+
+    Buffer = bytes | memoryview
+
+_RECEIVE = 16384
+_MOST_AT_A_TIME = 64
+# A flight of this many bytes fits any socket's buffer: writing it cannot block.
+_SMALL_FLIGHT = 2048
+# Up to here, in bytes, two buffers are joined for TLS rather than sent in two records.
+_JOINED = 65536
+_READING_AND_WRITING = frozenset(
+    ("recv", "recv_into", "send", "sendall", "sendmsg", "makefile", "fileno", "settimeout")
+)
+
+
+def is_standard(sock: "Any") -> bool:
+    """Say whether a socket reads and writes as the standard library's do."""
+    for known in _SOCKETS:
+        if isinstance(sock, known):
+            kind = type(sock)
+            return _READING_AND_WRITING.isdisjoint(getattr(sock, "__dict__", ())) and all(
+                getattr(kind, name, None) is getattr(known, name, None)
+                for name in _READING_AND_WRITING
+            )
+    return False
+
+
+class Wire:
+    """A socket with a session on it.
+
+    *file* is what replies are read from, line by line, if the socket is not to
+    be read itself: it is not a standard one, or somebody has set a file.  A
+    wire without one is itself what smtplib has as ``SMTP.file``.
+    """
+
+    __slots__ = ("_early", "_poll", "broken", "file", "session", "sock")
+
+    def __init__(self, sock: "Any", file: "Any" = None) -> None:
+        self.sock = sock
+        self.file = file
+        self.session = Session(strict=False)
+        self.session.owed = 0
+        #: Writing has failed; what the server said before may still be read.
+        self.broken = False
+        self._early: deque[Reply] = deque()
+        self._poll: Any = None
+
+    # -- as a file --
+
+    def readline(self, limit: int = -1) -> bytes:
+        """Return a line, or at most *limit* bytes of it; b"" at the end of the stream."""
+        if self.file is not None:
+            return self.file.readline(limit)  # type: ignore[no-any-return]
+        parser = self.session.parser
+        while (line := parser.take_line(limit if limit >= 0 else sys.maxsize)) is None:
+            parser.feed(self.sock.recv(_RECEIVE))
+        return line
+
+    def close(self) -> None:
+        """Close the file, if there is one; the socket is closed by itself."""
+        if self.file is not None:
+            self.file.close()
+
+    # -- replies --
+
+    def read_reply(self) -> "Reply":
+        """Return the next reply, waiting for it as long as the socket does.
+
+        Raises SMTPServerDisconnected at the end of the stream, what the
+        session raises, and OSError.
+        """
+        if self._early:
+            return self._early.popleft()
+        session = self.session
+        reply = session.next_reply()
+        while reply is None:
+            if self.broken:
+                raise SMTPServerDisconnected("Server not connected")
+            data = self.sock.recv(_RECEIVE)
+            session.receive(data)
+            reply = session.next_reply()
+            if reply is None and not data:
+                raise SMTPServerDisconnected("Connection unexpectedly closed")
+        return reply
+
+    def read_reply_by_lines(
+        self, parser: "ReplyParser", observe: "Callable[[bytes], None]"
+    ) -> "Reply":
+        """Return the next reply, each line read by itself and shown to *observe*."""
+        parsed = None
+        while parsed is None:
+            line = self.readline(parser.max_line + 1)
+            if not line:
+                raise SMTPServerDisconnected("Connection unexpectedly closed")
+            observe(line)
+            parser.feed(line)
+            if not line.endswith(b"\n"):
+                parser.feed(b"")
+            parsed = parser.next_reply()
+        return self.session.took(parsed)
+
+    def check_in_step(self) -> None:
+        """Before a command: hold that the server has sent nothing unasked, not even its end.
+
+        Raises SMTPServerDisconnected or SMTPProtocolError.
+        """
+        session = self.session
+        if session.owed or self.file is not None:
+            return
+        ended = not session.pending and self._readable() and self._receive_what_is_there()
+        session.check_in_step()
+        if ended:
+            raise SMTPServerDisconnected("Connection unexpectedly closed")
+
+    def read_last_words(self) -> None:
+        """After a failure: take what the server still said, as the session's last reply."""
+        if self.file is None:
+            self._receive_what_is_there()
+            while self.session.next_reply() is not None:
+                pass
+
+    def _readable(self) -> bool:
+        if not hasattr(select, "poll"):  # pragma: no cover - Windows
+            return bool(select.select([self.sock], [], [], 0)[0])
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.sock, select.POLLIN)
+        return bool(self._poll.poll(0)) or (
+            isinstance(self.sock, _SOCKETS[:-1]) and self.sock.pending() > 0
+        )
+
+    def _receive_what_is_there(self) -> bool:
+        """Receive without waiting; return whether the end of the stream is reached."""
+        timeout = self.sock.gettimeout()
+        try:
+            self.sock.settimeout(0)
+            for _ in range(_MOST_AT_A_TIME):
+                data = self.sock.recv(_RECEIVE)
+                if not data:
+                    return True
+                self.session.receive(data)
+            return False
+        except _NOT_NOW:
+            return False
+        except OSError:
+            return True  # reset, or closed by our side
+        finally:
+            if self.sock.fileno() >= 0:
+                self.sock.settimeout(timeout)
+
+    # -- writing --
+
+    def write(self, buffers: "Sequence[Buffer]", replies: int) -> None:
+        """Write buffers that bring *replies* replies; a failure shows in `broken`.
+
+        The server may answer while we write, and stop reading if we do not
+        read; so a long flight is written with an eye on what comes.
+        """
+        self.session.sent(replies)
+        try:
+            if replies > 1 and len(buffers[0]) > _SMALL_FLIGHT:
+                self._write_flight(buffers[0])
+            elif len(buffers) == 1:
+                self.sock.sendall(buffers[0])
+            elif isinstance(self.sock, _SOCKETS[:-1]) or not hasattr(self.sock, "sendmsg"):
+                self._write_in_turn(buffers)
+            else:
+                self._write_at_once(buffers)
+        except SMTPServerDisconnected:
+            raise
+        except OSError:
+            self.broken = True
+            self._receive_what_is_there()
+
+    def _write_at_once(self, buffers: "Sequence[Buffer]") -> None:
+        views = [memoryview(buffer) for buffer in buffers]
+        while views:
+            sent = self.sock.sendmsg(views)
+            while views and sent >= len(views[0]):
+                sent -= len(views.pop(0))
+            if views:
+                views[0] = views[0][sent:]
+
+    def _write_in_turn(self, buffers: "Sequence[Buffer]") -> None:
+        *first, last = buffers
+        view = memoryview(b"".join(first)) if len(first) > 1 else memoryview(first[0])
+        # A short last write would wait for the one before to be acknowledged.
+        cut = max(len(view) - _JOINED, 0)
+        if cut:
+            self.sock.sendall(view[:cut])
+        self.sock.sendall(b"".join((view[cut:], last)))
+
+    def _write_flight(self, flight: "Buffer") -> None:
+        """Write commands and take replies in turn (RFC 2920, section 3.1: avoid the deadlock)."""
+        timeout = self.sock.gettimeout()
+        left = memoryview(flight)
+        self.sock.settimeout(0)
+        try:
+            while left:
+                try:
+                    left = left[self.sock.send(left[:_JOINED]) :]
+                except _NOT_NOW as wanted:
+                    self._wait(wanted, timeout)
+                    if self._take_early_replies():
+                        return  # the server closed; what it said tells why
+        finally:
+            self.sock.settimeout(timeout)
+
+    def _wait(self, wanted: OSError, timeout: "float | None") -> None:
+        """Wait until there is something to read, or room to write if that is wanted."""
+        reads_only = _SOCKETS[:-1] and isinstance(wanted, ssl.SSLWantReadError)
+        if not hasattr(select, "poll"):  # pragma: no cover - Windows
+            ready = select.select([self.sock], [] if reads_only else [self.sock], [], timeout)
+            if not (ready[0] or ready[1]):
+                raise TimeoutError("timed out")
+            return
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN | (0 if reads_only else select.POLLOUT))
+        if not poll.poll(None if timeout is None else timeout * 1000):
+            raise TimeoutError("timed out")
+
+    def _take_early_replies(self) -> bool:
+        ended = self._receive_what_is_there()
+        while self.session.owed and (reply := self.session.next_reply()) is not None:
+            self._early.append(reply)
+        self.session.check_in_step()
+        return ended

@@ -172,18 +172,6 @@ def test_a_lost_connection_names_the_last_reply(row, client, certificate):
         assert text.decode().splitlines()[0] in str(error)
 
 
-@pytest.mark.parametrize("client", ["fastsmtp", "fastsmtp-in-steps"])
-@pytest.mark.parametrize("step", [step for step in STEPS if step != "QUIT"])
-def test_after_421_the_next_command_names_it(step, client, certificate):
-    row = next(row for row in ROWS if (row.step, row.fault) == (step, "421"))
-    with start(row, certificate) as server, connected(row, client, server) as smtp:
-        describe(lambda: STEPS[step][1](smtp, client_tls(certificate)))
-        with pytest.raises(smtplib.SMTPServerDisconnected, match=r"421.*shutting down") as caught:
-            smtp.noop()
-    assert caught.value.last_reply == (421, b"shutting down")
-    assert server.messages == []
-
-
 # -- playing a row ------------------------------------------------------------
 
 

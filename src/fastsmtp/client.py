@@ -332,7 +332,7 @@ class SMTP(_smtplib.SMTP):
                 return wire
         if file is None or isinstance(file, Wire):
             if sock is None:
-                raise SMTPServerDisconnected("please run connect() first")
+                raise self._lost("please run connect() first")
             wire = Wire(sock, None if is_standard(sock) else sock.makefile("rb"))
             self.file = wire if wire.file is None else wire.file
         else:
@@ -362,7 +362,7 @@ class SMTP(_smtplib.SMTP):
         """Close, and return the error that says why and what the server said last."""
         last = self._last_reply
         if self._wire is not None:
-            last = self._wire.session.last_reply or last
+            last = self._last_reply = self._wire.session.last_reply or last
         self.close()
         if last is None:
             error = SMTPServerDisconnected(problem)
@@ -384,7 +384,7 @@ class SMTP(_smtplib.SMTP):
         if self._debugging():
             self._debug("send:", repr(self._shown(s)))
         if not self.sock:
-            raise SMTPServerDisconnected("please run connect() first")
+            raise self._lost("please run connect() first")
         if isinstance(s, str):
             s = s.encode(self.command_encoding)
         sys.audit("smtplib.send", self, s)
@@ -567,7 +567,7 @@ class SMTP(_smtplib.SMTP):
 
     def _encoding(self, options: "Sequence[str]") -> str:
         """Return the encoding of a transaction's commands (RFC 6531)."""
-        if not any(option.lower() == "smtputf8" for option in options):
+        if "smtputf8" not in [option.lower() for option in options]:
             return "ascii"
         if not self.has_extn("smtputf8"):
             raise SMTPNotSupportedError("SMTPUTF8 not supported by server")
@@ -733,14 +733,15 @@ class SMTP(_smtplib.SMTP):
         if not self.has_extn("auth"):
             raise SMTPNotSupportedError("SMTP AUTH extension not supported by server.")
         offered = self.esmtp_features["auth"].split()
-        mechanisms = sorted(_auth.MECHANISMS, key="XOAUTH2".__ne__ if callable(password) else None)
-        self.user, self.password = user, password
+        # A function gives an access token sooner than a password.
+        ours = sorted(_auth.MECHANISMS, key=lambda name: callable(password) and name != "XOAUTH2")
+        if not _api._have_cram_md5_support:
+            ours.remove("CRAM-MD5")
+        mechanisms = [mechanism for mechanism in ours if mechanism in offered]
         refused = SMTPException("No suitable authentication method found.")
+        if mechanisms:
+            self.user, self.password = user, password
         for mechanism in mechanisms:
-            if mechanism not in offered:
-                continue
-            if mechanism == "CRAM-MD5" and not _api._have_cram_md5_support:
-                continue
             authobject = getattr(self, "auth_" + mechanism.lower().replace("-", "_"))
             try:
                 return self.auth(mechanism, authobject, initial_response_ok=initial_response_ok)
@@ -841,7 +842,7 @@ class SMTP(_smtplib.SMTP):
             options += mail_options
         else:
             rcpt_options = ()
-        encoding = self._encoding(options)
+        encoding = self._encoding(options) if mail_options else "ascii"
         envelope = Envelope(
             from_addr,
             recipients,
@@ -849,7 +850,7 @@ class SMTP(_smtplib.SMTP):
             rcpt_options,
             utf8=encoding == "utf-8",
             verbs=_VERBS,
-            quote=_api.quoteaddr,
+            quote=None if _api.quoteaddr is quoteaddr else _api.quoteaddr,
         )
         if self._is_unobserved():
             self.command_encoding = encoding
@@ -912,7 +913,7 @@ class SMTP(_smtplib.SMTP):
         refused: dict[str, ReplyTuple] = {}
         accepted = []
         for recipient, reply in zip(recipients, outcome.rcpts):
-            if operations.is_accepted(reply):
+            if reply.code in operations.ACCEPTED:
                 accepted.append(recipient)
             else:
                 refused[recipient] = tuple(reply)
@@ -991,17 +992,14 @@ class SMTP(_smtplib.SMTP):
         reply = error = None
         try:
             while True:
-                try:
-                    effect = operation.throw(error) if error else operation.send(reply)
-                except StopIteration as done:
-                    result: T = done.value
-                    break
+                if error is None:
+                    effect = operation.send(reply)
+                else:
+                    effect = operation.throw(error)
                 reply = error = None
                 try:
                     if effect is NEED_REPLY:
                         reply = wire.read_reply()
-                        if wire.broken and reply.code < 400:
-                            raise SMTPServerDisconnected("Server not connected")
                     else:
                         for buffer in effect.buffers:
                             sys.audit("smtplib.send", self, buffer)
@@ -1012,6 +1010,8 @@ class SMTP(_smtplib.SMTP):
                     raise
                 except OSError as failed:
                     error = self._lost(f"Connection unexpectedly closed: {failed}")
+        except StopIteration as done:
+            result: T = done.value
         except BaseException:
             self.close()  # replies are still to come, and would be taken for later ones
             raise
@@ -1195,7 +1195,7 @@ class LMTP(SMTP, _smtplib.LMTP):
             if reply.code != 250
         }
         refused.update(late)
-        if not any(reply.code == 250 for reply in outcome.finals):
+        if not outcome.delivered:
             raise SMTPRecipientsRefused(refused)
         return refused
 

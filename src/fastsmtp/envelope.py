@@ -69,14 +69,22 @@ class Envelope:
         quote: "Callable[[str], str] | None" = None,
     ) -> None:
         encoding = "utf-8" if utf8 else "ascii"
-        mail = " ".join(["", *mail_options])
-        rcpt = " ".join(["", *rcpt_options])
+        mail, rcpt = _parameters(mail_options), _parameters(rcpt_options)
         self.verbs = verbs
-        self.mail = command_line(verbs.mail + path(sender, quote) + mail, encoding)
+        self.mail = command_line(f"{verbs.mail}{path(sender, quote)}{mail}", encoding)
         self.rcpts = [
-            command_line(verbs.rcpt + path(recipient, quote) + rcpt, encoding)
+            command_line(f"{verbs.rcpt}{path(recipient, quote)}{rcpt}", encoding)
             for recipient in recipients
         ]
+
+    @property
+    def flight(self) -> bytes:
+        """MAIL, all RCPTs and DATA in one."""
+        return b"".join((self.mail, *self.rcpts, self.verbs.data))
+
+
+def _parameters(options: "Sequence[str]") -> str:
+    return " " + " ".join(options) if options else ""
 
 
 def command_line(command: str, encoding: str = "ascii") -> bytes:
@@ -86,7 +94,7 @@ def command_line(command: str, encoding: str = "ascii") -> bytes:
     UnicodeEncodeError if the encoding cannot express it.
     """
     line = command.encode(encoding)
-    if _CONTROL.search(line):
+    if not command.isprintable() and _CONTROL.search(line):
         raise control_character_error(command)
     return line + b"\r\n"
 
@@ -135,6 +143,8 @@ def address_only(addrstring: str) -> str:
 
 def path(address: str, quote: "Callable[[str], str] | None" = None) -> str:
     """Return an address as a path, its domain in ASCII (RFC 5321, section 4.1.2)."""
+    if quote is None and _PLAIN.fullmatch(address):
+        return f"<{address}>"
     quoted = (quote or quoteaddr)(address)
     return quoted if quoted.isascii() else f"<{ascii_domain(quoted[1:-1])}>"
 

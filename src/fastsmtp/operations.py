@@ -187,6 +187,10 @@ def _answer(text: bytes, respond: "Responder") -> "tuple[bytes, bytes | None]":
 # -- mail ---------------------------------------------------------------------
 
 
+#: The replies to RCPT that take the recipient (RFC 5321, sections 3.3 and 3.4).
+ACCEPTED = (250, 251)
+
+
 class Outcome:
     """How a transaction went.
 
@@ -195,7 +199,7 @@ class Outcome:
     final dot: one, or with LMTP one per accepted recipient.
     """
 
-    __slots__ = ("accepted", "data", "finals", "last", "mail", "rcpts")
+    __slots__ = ("accepted", "data", "delivered", "finals", "last", "mail", "must_close", "rcpts")
 
     def __init__(self) -> None:
         self.mail: Reply
@@ -204,24 +208,24 @@ class Outcome:
         self.finals: list[Reply] = []
         #: How many recipients the server took at RCPT.
         self.accepted = 0
+        #: Whether the server took the message, for one recipient at least.
+        self.delivered = False
         #: The last reply that mattered.
         self.last: Reply
+        #: The connection cannot be brought back into step without sending mail.
+        self.must_close = False
 
     def take_rcpt(self, reply: "Reply") -> None:
         """Take the reply to the next RCPT."""
         self.last = reply
         self.rcpts.append(reply)
-        self.accepted += is_accepted(reply) and self.mail.code == 250
+        if reply.code in ACCEPTED and self.mail.code == 250:
+            self.accepted += 1
 
     @property
     def closing(self) -> bool:
-        """Whether the server said that it closes the connection."""
-        return self.last.code == 421
-
-
-def is_accepted(reply: "Reply") -> bool:
-    """Say whether a reply to RCPT takes the recipient (RFC 5321, 3.3 and 3.4)."""
-    return reply.code in (250, 251)
+        """Whether the connection is at its end: by the server's word, or by ours."""
+        return self.must_close or self.last.code == 421
 
 
 def send(
@@ -241,60 +245,72 @@ def send(
     A refused recipient does not stop the others.  What is refused as a whole
     is followed by RSET, so that no transaction stays open, but after a 421.
     """
+    return (_in_a_flight if pipelining else _in_steps)(envelope, payload, lmtp)
+
+
+def _in_steps(
+    envelope: "Envelope", payload: "Sequence[Buffer]", lmtp: bool
+) -> "Operation[Outcome]":
     outcome = Outcome()
-    if pipelining:
-        yield from _flight(envelope, outcome)
-    else:
-        yield from _one_by_one(envelope, outcome)
-    if outcome.data is not None and outcome.data.code == 354:
-        yield from _data(payload, outcome, lmtp)
-    if not outcome.closing and not any(reply.code == 250 for reply in outcome.finals):
-        yield from _reset(envelope, outcome)
+    outcome.mail = outcome.last = yield from command(envelope.mail, "MAIL")
+    if outcome.mail.code == 250:
+        for line in envelope.rcpts:
+            outcome.take_rcpt((yield from command(line, "RCPT")))
+            if outcome.closing:
+                return outcome
+    if outcome.accepted:
+        outcome.data = outcome.last = yield from command(envelope.verbs.data, "DATA")
+    yield from _finish(outcome, envelope, payload, lmtp)
     return outcome
 
 
-def _one_by_one(envelope: "Envelope", outcome: Outcome) -> "Operation[None]":
-    outcome.mail = outcome.last = yield from command(envelope.mail, "MAIL")
-    if outcome.mail.code != 250:
-        return
-    for line in envelope.rcpts:
-        outcome.take_rcpt((yield from command(line, "RCPT")))
-        if outcome.closing:
-            return
-    if outcome.accepted:
-        outcome.data = outcome.last = yield from command(envelope.verbs.data, "DATA")
-
-
-def _flight(envelope: "Envelope", outcome: Outcome) -> "Operation[None]":
-    lines = (envelope.mail, *envelope.rcpts, envelope.verbs.data)
-    yield Send((b"".join(lines),), len(lines), "MAIL")
+def _in_a_flight(
+    envelope: "Envelope", payload: "Sequence[Buffer]", lmtp: bool
+) -> "Operation[Outcome]":
+    outcome = Outcome()
+    yield Send((envelope.flight,), len(envelope.rcpts) + 2, "MAIL")
     outcome.mail = outcome.last = yield NEED_REPLY
     for _ in envelope.rcpts:
         if outcome.closing:
-            return
+            return outcome
         outcome.take_rcpt((yield NEED_REPLY))
     if not outcome.closing:
         outcome.data = outcome.last = yield NEED_REPLY
+        yield from _finish(outcome, envelope, payload, lmtp)
+    return outcome
 
 
-def _data(payload: "Sequence[Buffer]", outcome: Outcome, lmtp: bool) -> "Operation[None]":
-    if not outcome.accepted:
-        # Only a flight comes here.  RFC 2920, 3.1: a single dot, and nothing is delivered.
-        yield from _no_data(outcome, lmtp)
-        return
-    replies = outcome.accepted if lmtp else 1
-    yield Send(payload, replies, ".")
-    for _ in range(replies):
-        if not outcome.closing:
-            outcome.last = yield NEED_REPLY
-        outcome.finals.append(outcome.last)  # a 421 is what the rest have, too
+def _finish(
+    outcome: Outcome, envelope: "Envelope", payload: "Sequence[Buffer]", lmtp: bool
+) -> "Operation[None]":
+    """Send the message if DATA was taken, and RSET if the message was not."""
+    if outcome.data is not None and outcome.data.code == 354:
+        if outcome.accepted:
+            replies = outcome.accepted if lmtp else 1
+            yield Send(payload, replies, ".")
+            for _ in range(replies):
+                if not outcome.closing:
+                    outcome.last = yield NEED_REPLY
+                outcome.finals.append(outcome.last)  # a 421 is what the rest have, too
+                if outcome.last.code == 250:
+                    outcome.delivered = True
+        else:
+            yield from _no_data(outcome, lmtp)
+    if not outcome.delivered and not outcome.closing:
+        yield from _reset(envelope, outcome)
 
 
 def _no_data(outcome: Outcome, lmtp: bool) -> "Operation[None]":
-    if lmtp:
-        # RFC 2033, 4.2: DATA must fail.  Since it did not, nobody knows how
-        # many replies a dot would bring.
-        raise SMTPServerDisconnected("LMTP server took DATA without a recipient")
+    """After a flight in which DATA alone succeeded: send a single dot (RFC 2920, section 3.1).
+
+    Nothing is delivered by it, for there is no recipient.  Where the server
+    may think otherwise (it said 252 to one), or may not answer (LMTP: RFC
+    2033, section 4.2, would have had it refuse DATA), the connection goes.
+    """
+    has_sender = 200 <= outcome.mail.code < 300
+    if lmtp or (has_sender and any(200 <= reply.code < 300 for reply in outcome.rcpts)):
+        outcome.must_close = True
+        return
     yield Send((b".\r\n",), 1, ".")
     reply: Reply = yield NEED_REPLY
     if reply.code == 421:

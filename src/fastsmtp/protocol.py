@@ -10,6 +10,9 @@ _OLD_STYLE_AUTH = re.compile(r"auth=(.*)", re.IGNORECASE)
 _EXTENSION = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*) ?")
 
 
+_new_reply = tuple.__new__  # Reply(*parsed), without a call in Python
+
+
 class Session:
     """What was asked and what was answered on one connection.
 
@@ -48,13 +51,15 @@ class Session:
         Raises what ReplyParser.next_reply() raises.
         """
         parsed = self.parser.next_reply()
-        return None if parsed is None else self.took(parsed)
+        if parsed is None:
+            return None
+        return self.took(parsed)
 
     def took(self, parsed: "tuple[int, bytes]") -> Reply:
         """Count a reply as taken, and return it."""
         if self.owed:
             self.owed -= 1
-        self.last_reply = reply = Reply(*parsed)
+        self.last_reply = reply = _new_reply(Reply, parsed)
         return reply
 
     def check_in_step(self) -> None:

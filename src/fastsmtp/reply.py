@@ -1,6 +1,7 @@
 """Replies: RFC 5321, section 4.2, and enhanced status codes, RFC 3463."""
 
 import re
+from operator import itemgetter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,15 +23,10 @@ class Reply(tuple):  # type: ignore[type-arg]
         """Make a reply of its code and its text."""
         return tuple.__new__(cls, (code, text))
 
-    @property
-    def code(self) -> int:
-        """The reply code, an int from 200 to 599 in all that RFC 5321 allows."""
-        return self[0]  # type: ignore[no-any-return]
-
-    @property
-    def text(self) -> bytes:
-        """The text of all lines, joined by LF."""
-        return self[1]  # type: ignore[no-any-return]
+    #: The reply code, an int from 200 to 599 in all that RFC 5321 allows.
+    code: "int" = property(itemgetter(0))  # type: ignore[assignment]
+    #: The text of all lines, in bytes, joined by LF.
+    text: "bytes" = property(itemgetter(1))  # type: ignore[assignment]
 
     @property
     def lines(self) -> "list[bytes]":

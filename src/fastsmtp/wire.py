@@ -106,6 +106,8 @@ class Wire:
             reply = session.next_reply()
             if reply is None and not data:
                 raise SMTPServerDisconnected("Connection unexpectedly closed")
+        if self.broken and reply.code < 400:
+            raise SMTPServerDisconnected("Server not connected")
         return reply
 
     def read_reply_by_lines(

@@ -10,16 +10,12 @@ import socket
 from email.base64mime import body_encode as encode_base64
 
 from . import codec as _codec_in_use
-from .client import (
-    _MAXCHALLENGE,
-    LMTP,
-    SMTP,
-    _addr_only,
-    _fix_eols,
-    _have_cram_md5_support,
-    _quote_periods,
-    quotedata,
-)
+from .client import LMTP, SMTP, _have_cram_md5_support
+from .compat import MAXCHALLENGE as _MAXCHALLENGE
+from .compat import fix_eols as _fix_eols
+from .compat import quote_periods as _quote_periods
+from .compat import quotedata
+from .envelope import address_only as _addr_only
 from .envelope import quoteaddr
 from .errors import (
     SMTPAuthenticationError,
@@ -60,7 +56,7 @@ __all__ = [
 ]
 
 CRLF = "\r\n"
-bCRLF = b"\r\n"  # noqa: N816 - smtplib's name
+bCRLF = b"\r\n"
 SMTP_PORT = _smtplib.SMTP_PORT
 SMTP_SSL_PORT = _smtplib.SMTP_SSL_PORT
 LMTP_PORT = _smtplib.LMTP_PORT

@@ -59,7 +59,9 @@ def stuff_dots(data: "Any") -> "bytes | memoryview":
     return view if changed is octets else changed
 
 
-def data_payload(data: "str | Any", normalize: bool) -> "tuple[int, tuple[bytes | memoryview, ...]]":
+def data_payload(
+    data: "str | Any", normalize: bool
+) -> "tuple[int, tuple[bytes | memoryview, ...]]":
     """Return the size of a message and the buffers to send after DATA's 354.
 
     *data* is ASCII text or a C-contiguous bytes-like object of any format;
@@ -291,7 +293,7 @@ def sasl_xoauth2(user: "str | bytes", token: "str | bytes") -> bytes:
     """
     parts = _utf8(user), _utf8(token)
     _refuse(b"\1", parts)
-    return _encode_and_wipe(bytearray(b"user=%b\1auth=Bearer %b\1\1") % parts)
+    return _encode_and_wipe(bytearray(b"user=%b\1auth=Bearer %b\1\1" % parts))
 
 
 def sasl_cram_md5(user: "str | bytes", password: "str | bytes", challenge: bytes) -> bytes:

@@ -11,20 +11,26 @@ there, too.
 
 import hmac
 import operator
-import re
 import smtplib as _smtplib
 import socket as _socket
 import sys
 from collections import deque
 from datetime import datetime
 from email.base64mime import body_encode
+from types import MappingProxyType
 
 from . import auth as _auth
 from . import codec, message, operations
+from .compat import (
+    LocalHostname,
+    debug_logger,
+    fix_eols,
+    quote_periods,
+    running_verbs,
+    without_credentials,
+)
 from .envelope import (
     Envelope,
-    Verbs,
-    address_only,
     command_line,
     control_character_error,
     needs_smtputf8,
@@ -52,112 +58,23 @@ from .wire import Wire, is_standard
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
+    from _socket import _Address as SourceAddress
     from collections.abc import Callable, Iterable, Sequence
     from types import ModuleType
-    from typing import Any, Self, TypeVar
+    from typing import Any, TypeVar
 
-    from .operations import Operation
+    from _typeshed import ReadableBuffer, SizedBuffer, StrOrBytesPath
+    from typing_extensions import Self
 
     from .message import AnyMessage
+    from .operations import Buffer, Operation
 
     T = TypeVar("T")
-    Buffer = bytes | bytearray | memoryview
     ReplyTuple = tuple[int, bytes]
-    SourceAddress = tuple[str, int]
 
-_api: "ModuleType" = sys.modules[__package__]
-
-
-def _running_verbs() -> Verbs:
-    """Return the commands as the running interpreter's smtplib spells them.
-
-    Tests of programs assert them, and the letter case has changed over time.
-    """
-    spelled: dict[str, str] = {}
-
-    class Probe:
-        does_esmtp = False
-
-        def putcmd(self, verb: str, argument: str) -> None:
-            spelled[verb] = f"{verb} {argument.removesuffix('<>')}"
-
-        def getreply(self) -> None:
-            pass
-
-    probe: Any = Probe()
-    _smtplib.SMTP.mail(probe, "<>")
-    _smtplib.SMTP.rcpt(probe, "<>")
-    return Verbs(spelled["mail"], spelled["rcpt"], b"data\r\n", b"rset\r\n")
-
-
-_VERBS = _running_verbs()
-_MAXCHALLENGE = 5  # answered in one AUTH exchange
+_api: "ModuleType" = sys.modules[__name__.rpartition(".")[0]]
+_VERBS = running_verbs()
 _TELLING = 4  # a shorter secret stands in other text by chance
-_SECRET = re.compile(r"(auth\s+\S+\s+)\S.*", re.IGNORECASE | re.DOTALL)
-_logger: "Any" = None
-
-
-def _debug_logger() -> "Any":
-    """Return the logger `fastsmtp` if it listens to debug messages, else None.
-
-    Nobody listens in a program that never imported logging; nor do we, then.
-    """
-    global _logger
-    if _logger is None:
-        if "logging" not in sys.modules:
-            return None
-        import logging
-
-        _logger = logging.getLogger("fastsmtp")
-    return _logger if _logger.isEnabledFor(10) else None
-
-
-def _fix_eols(data: str) -> str:
-    return data.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
-
-
-def _quote_periods(bindata: bytes) -> bytes:
-    return bytes(codec.stuff_dots(bindata))
-
-
-def quotedata(data: str) -> str:
-    """Return text with CRLF newlines and each dot that begins a line doubled.
-
-    Of no use with this package, whose methods do it; smtplib has it.
-    """
-    text = _fix_eols(data).replace("\n.", "\n..")
-    return "." + text if text.startswith(".") else text
-
-
-class _LocalHostname:
-    """The client's name for EHLO, looked up when it is first needed.
-
-    An instance's own attribute hides it: a name that is given is never looked
-    up.  What is found serves the whole process, as long as it would be looked
-    up by the same function.
-    """
-
-    _found: "dict[Any, str]" = {}
-
-    def __get__(self, instance: "SMTP | None", owner: type) -> str:
-        if instance is None:
-            raise AttributeError("local_hostname")
-        look_up = _api.socket.getfqdn
-        if look_up not in self._found:
-            self._found[look_up] = self._look_up()
-        instance.local_hostname = self._found[look_up]
-        return instance.local_hostname
-
-    def _look_up(self) -> str:
-        """Return the host's name, or its address as a literal (RFC 5321, section 4.1.3)."""
-        name: str = _api.socket.getfqdn()
-        if "." in name:
-            return name
-        try:
-            address = _api.socket.gethostbyname(_api.socket.gethostname())
-        except OSError:
-            address = "127.0.0.1"
-        return f"[{address}]"
 
 
 class SMTP(_smtplib.SMTP):
@@ -184,19 +101,21 @@ class SMTP(_smtplib.SMTP):
     does_esmtp = False
     default_port = _smtplib.SMTP_PORT
     # An instance whose __init__() did nothing has these.
+    esmtp_features: "dict[str, str]" = MappingProxyType({})  # type: ignore[assignment]
     timeout: "Any" = _socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
     source_address: "SourceAddress | None" = None
     command_encoding = "ascii"
-    local_hostname: str = _LocalHostname()  # type: ignore[assignment]
+    local_hostname: str = LocalHostname(_api)  # type: ignore[assignment]
     pipelining = True
     user: str
-    password: "str | Callable[[], str]"
+    password: "str | Callable[[], str]"  # type: ignore[assignment]
     _host = ""
     _auth_challenge_count = 0
     _wire: "Wire | None" = None
     _last_reply: "ReplyTuple | None" = None
     _secrets: "tuple[bytes, ...]" = ()
     _lmtp = False
+    _own_hooks: "tuple[Any, ...]"
 
     def __init__(
         self,
@@ -253,20 +172,20 @@ class SMTP(_smtplib.SMTP):
             print(*args, file=sys.stderr)
 
     def _debugging(self) -> bool:
-        return (self.debuglevel or 0) > 0 or _debug_logger() is not None
+        return self.debuglevel > 0 or debug_logger() is not None
 
     def _debug(self, *args: object) -> None:
-        if (self.debuglevel or 0) > 0:
+        if self.debuglevel > 0:
             self._print_debug(*args)
-        if logger := _debug_logger():
+        if logger := debug_logger():
             logger.debug(" ".join(["%s"] * len(args)), *args)
 
-    def _shown(self, sent: "str | Buffer") -> "str | Buffer":
+    def _shown(self, sent: "str | ReadableBuffer") -> "str | ReadableBuffer":
         """Return what is sent, as debug output and errors may show it."""
         if self._last_reply is not None and self._last_reply[0] == 334:
             return "***\r\n"
         if isinstance(sent, str):
-            return _SECRET.sub(r"\1***\r\n", sent)
+            return without_credentials(sent)
         return sent
 
     def _without_secrets(self, text: bytes) -> bytes:
@@ -327,9 +246,12 @@ class SMTP(_smtplib.SMTP):
     def _open_wire(self) -> Wire:
         """Return the wire for what `sock` and `file` are now."""
         wire, sock, file = self._wire, self.sock, self.file
-        if wire is not None and wire.sock is sock and file is not None:
-            if file is wire or file is wire.file:
-                return wire
+        if (
+            wire is not None
+            and wire.sock is sock
+            and (file is wire or (file is not None and file is wire.file))
+        ):
+            return wire
         if file is None or isinstance(file, Wire):
             if sock is None:
                 raise self._lost("please run connect() first")
@@ -358,24 +280,33 @@ class SMTP(_smtplib.SMTP):
         self.close()
         return reply
 
-    def _lost(self, problem: str) -> SMTPServerDisconnected:
+    def _lost(
+        self, problem: str, kind: "type[SMTPServerDisconnected]" = SMTPServerDisconnected
+    ) -> SMTPServerDisconnected:
         """Close, and return the error that says why and what the server said last."""
         last = self._last_reply
         if self._wire is not None:
             last = self._last_reply = self._wire.session.last_reply or last
         self.close()
-        if last is None:
-            error = SMTPServerDisconnected(problem)
-        else:
-            code, text = last
-            said = self._without_secrets(text).decode("utf-8", "replace")
-            error = SMTPServerDisconnected(f"{problem} (last reply: {code} {said})")
-        error.last_reply = None if last is None else tuple(last)  # type: ignore[attr-defined]
+        if last is not None:
+            said = self._without_secrets(last[1]).decode("utf-8", "replace")
+            problem += f" (last reply: {last[0]} {said})"
+        error: Any = kind(problem)
+        error.last_reply = None if last is None else tuple(last)
+        return error  # type: ignore[no-any-return]
+
+    def _failure(self, error: BaseException) -> BaseException:
+        """Close, and return what to raise for an error met while a reply was owed."""
+        if isinstance(error, SMTPServerDisconnected):
+            return self._lost(error.args[0], type(error))
+        if isinstance(error, OSError) and not isinstance(error, SMTPException):
+            return self._lost(f"Connection unexpectedly closed: {error}")
+        self.close()  # the reply is still to come, and would be taken for a later one
         return error
 
     # -- commands and replies --
 
-    def send(self, s: "str | Buffer") -> None:
+    def send(self, s: "str | ReadableBuffer") -> None:
         """Write text, in `command_encoding`, or bytes, as they are.
 
         Raises SMTPServerDisconnected if they cannot be written, and an audit
@@ -426,11 +357,7 @@ class SMTP(_smtplib.SMTP):
         try:
             self._open_wire().check_in_step()
         except (SMTPException, OSError) as error:
-            lost = self._lost(str(error))
-            if isinstance(error, SMTPProtocolError):
-                error.args, error.last_reply = lost.args, lost.last_reply  # type: ignore[attr-defined]
-                raise
-            raise lost from error
+            raise self._failure(error)  # noqa: B904 - often the same one
 
     def getreply(self) -> "ReplyTuple":
         """Read one reply; return its code, -1 if it has none, and its text.
@@ -442,18 +369,10 @@ class SMTP(_smtplib.SMTP):
         """
         try:
             reply = self._read_reply(self._open_wire())
-        except SMTPServerDisconnected as error:
-            raise self._lost(error.args[0]) from None
-        except SMTPResponseException:
-            self.close()
-            raise
-        except OSError as error:
-            raise self._lost(f"Connection unexpectedly closed: {error}") from error
-        except BaseException:
-            self.close()  # the reply is still to come, and would be taken for the next one's
-            raise
+        except BaseException as error:
+            raise self._failure(error)  # noqa: B904 - often the same one
         if self._debugging():
-            self._debug("reply: retcode (%s); Msg: %a" % reply)
+            self._debug(f"reply: retcode ({reply[0]}); Msg: {reply[1]!a}")
         self._last_reply = reply
         if reply[0] == 421:
             self.close()
@@ -573,7 +492,7 @@ class SMTP(_smtplib.SMTP):
             raise SMTPNotSupportedError("SMTPUTF8 not supported by server")
         return "utf-8"
 
-    def data(self, msg: "str | Buffer") -> "ReplyTuple":
+    def data(self, msg: "str | ReadableBuffer") -> "ReplyTuple":
         """Say DATA, send the message, and return the reply to its final dot.
 
         Dots that begin a line are doubled.  Text must be ASCII, and lone CRs
@@ -597,13 +516,14 @@ class SMTP(_smtplib.SMTP):
     def _data_reply(self) -> "ReplyTuple":
         return self.getreply()
 
-    def _payload(self, msg: "str | Buffer") -> "tuple[int, Sequence[Buffer]]":
+    def _payload(self, msg: "str | ReadableBuffer") -> "tuple[int, Sequence[Buffer]]":
         """Return a message's size and its buffers, by what does it in the package now."""
-        if _api._fix_eols is _fix_eols and _api._quote_periods is _quote_periods:
+        if _api._fix_eols is fix_eols and _api._quote_periods is quote_periods:
             return codec.data_payload(msg, isinstance(msg, str))
         octets = _api._fix_eols(msg).encode("ascii") if isinstance(msg, str) else msg
         stuffed = _api._quote_periods(octets)
-        return len(octets), (stuffed, b".\r\n" if stuffed[-2:] == b"\r\n" else b"\r\n.\r\n")
+        size = len(octets)  # type: ignore[arg-type]
+        return size, (stuffed, b".\r\n" if stuffed[-2:] == b"\r\n" else b"\r\n.\r\n")
 
     def verify(self, address: str) -> "ReplyTuple":
         """Say VRFY: ask whether an address is known."""
@@ -659,7 +579,7 @@ class SMTP(_smtplib.SMTP):
             max_challenges=_api._MAXCHALLENGE,
         )
         try:
-            return tuple(self._by_method(operation, perform))  # type: ignore[return-value]
+            return self._by_method(operation, perform)[:]
         except SMTPAuthenticationError:
             raise
         except BaseException:
@@ -678,7 +598,7 @@ class SMTP(_smtplib.SMTP):
         self._secrets += tuple(secret for secret in (encoded,) if len(secret) >= _TELLING)
         return encoded
 
-    def auth_cram_md5(self, challenge: "bytes | None" = None) -> "str | None":
+    def auth_cram_md5(self, challenge: "ReadableBuffer | None" = None) -> "Any":
         """Authobject for CRAM-MD5 (RFC 2195), with `user` and `password`."""
         if challenge is None:
             return None
@@ -687,11 +607,11 @@ class SMTP(_smtplib.SMTP):
         key = self._password().encode("utf-8")
         return self.user + " " + hmac.HMAC(key, challenge, "md5").hexdigest()
 
-    def auth_plain(self, challenge: "bytes | None" = None) -> str:
+    def auth_plain(self, challenge: "ReadableBuffer | None" = None) -> str:
         """Authobject for PLAIN (RFC 4616), with `user` and `password`."""
         return f"\0{self.user}\0{self._password()}"
 
-    def auth_login(self, challenge: "bytes | None" = None) -> str:
+    def auth_login(self, challenge: "ReadableBuffer | None" = None) -> str:
         """Authobject for LOGIN, with `user` and `password`."""
         if challenge is None or self._auth_challenge_count < 2:
             return self.user
@@ -740,7 +660,8 @@ class SMTP(_smtplib.SMTP):
         mechanisms = [mechanism for mechanism in ours if mechanism in offered]
         refused = SMTPException("No suitable authentication method found.")
         if mechanisms:
-            self.user, self.password = user, password
+            self.user = user
+            self.password = password  # pyright: ignore[reportIncompatibleVariableOverride]
         for mechanism in mechanisms:
             authobject = getattr(self, "auth_" + mechanism.lower().replace("-", "_"))
             try:
@@ -755,8 +676,8 @@ class SMTP(_smtplib.SMTP):
 
     def starttls(
         self,
-        keyfile: "str | None" = None,
-        certfile: "str | None" = None,
+        keyfile: "StrOrBytesPath | None" = None,
+        certfile: "StrOrBytesPath | None" = None,
         context: "ssl.SSLContext | None" = None,
     ) -> "ReplyTuple":
         """Put the connection under TLS (RFC 3207) and return the reply to STARTTLS.
@@ -785,15 +706,15 @@ class SMTP(_smtplib.SMTP):
         )
         if reply.code != 220:
             raise SMTPResponseException(*reply)
-        return tuple(reply)
+        return reply[:]
 
     def _start_tls(self, context: "Any") -> None:
         try:
             self._open_wire().session.start_tls()
-            self.sock = context.wrap_socket(self.sock, server_hostname=self._host)
         except SMTPProtocolError as error:
-            error.last_reply = self._lost(error.args[0]).last_reply  # type: ignore[attr-defined]
-            raise
+            raise self._failure(error)  # noqa: B904
+        try:
+            self.sock = context.wrap_socket(self.sock, server_hostname=self._host)
         except BaseException:
             self.close()
             raise
@@ -807,7 +728,7 @@ class SMTP(_smtplib.SMTP):
         self,
         from_addr: str,
         to_addrs: "str | Iterable[str]",
-        msg: "str | Buffer",
+        msg: "str | SizedBuffer",
         mail_options: "Iterable[str]" = (),
         rcpt_options: "Iterable[str]" = (),
     ) -> "dict[str, ReplyTuple]":
@@ -835,19 +756,13 @@ class SMTP(_smtplib.SMTP):
                 from_addr, recipients, mail_options, rcpt_options, utf8=True, quote=_api.quoteaddr
             )
             self.ehlo_or_helo_if_needed()
-        options: list[str] = []
-        if self.does_esmtp:
-            if self.has_extn("size"):
-                options.append(f"size={size}")
-            options += mail_options
-        else:
-            rcpt_options = ()
+        options = self._mail_options(size, mail_options)
         encoding = self._encoding(options) if mail_options else "ascii"
         envelope = Envelope(
             from_addr,
             recipients,
             options,
-            rcpt_options,
+            rcpt_options if self.does_esmtp else (),
             utf8=encoding == "utf-8",
             verbs=_VERBS,
             quote=None if _api.quoteaddr is quoteaddr else _api.quoteaddr,
@@ -869,11 +784,17 @@ class SMTP(_smtplib.SMTP):
             self.close()
         return self._conclude(outcome, from_addr, recipients)
 
+    def _mail_options(self, size: int, options: "Sequence[str]") -> "list[str]":
+        """Return MAIL's parameters: none without ESMTP, SIZE where it is offered (RFC 1870)."""
+        if not self.does_esmtp:
+            return []
+        return [f"size={size}", *options] if self.has_extn("size") else list(options)
+
     def _mail_methods(
         self,
         from_addr: str,
         recipients: "list[str]",
-        msg: "str | Buffer",
+        msg: "str | SizedBuffer",
         mail_options: "Sequence[str]",
         rcpt_options: "Sequence[str]",
     ) -> "Callable[[Send], Iterable[ReplyTuple]]":
@@ -883,7 +804,7 @@ class SMTP(_smtplib.SMTP):
 
         def data() -> "list[ReplyTuple]":
             # The method does what are two steps of the operation.
-            self._data_replies = None
+            self._data_replies = []
             try:
                 final = self.data(msg)
             except SMTPDataError as error:
@@ -909,14 +830,14 @@ class SMTP(_smtplib.SMTP):
     ) -> "dict[str, ReplyTuple]":
         """Return the refused recipients of a transaction, or raise what it came to."""
         if outcome.mail.code != 250:
-            raise SMTPSenderRefused(*outcome.mail, from_addr)
+            raise SMTPSenderRefused(outcome.mail.code, outcome.mail.text, from_addr)
         refused: dict[str, ReplyTuple] = {}
         accepted = []
-        for recipient, reply in zip(recipients, outcome.rcpts):
+        for recipient, reply in zip(recipients, outcome.rcpts, strict=False):
             if reply.code in operations.ACCEPTED:
                 accepted.append(recipient)
             else:
-                refused[recipient] = tuple(reply)
+                refused[recipient] = reply[:]
         if outcome.data is None or not accepted:
             raise SMTPRecipientsRefused(refused)
         if outcome.data.code != 354:
@@ -971,7 +892,7 @@ class SMTP(_smtplib.SMTP):
 
     # -- drivers of operations --
 
-    _data_replies: "list[ReplyTuple] | None" = None
+    _data_replies: "list[ReplyTuple]" = []  # noqa: RUF012 - replaced, never added to
 
     def _is_unobserved(self) -> bool:
         """Say whether nobody could tell if our methods were not called."""
@@ -992,10 +913,7 @@ class SMTP(_smtplib.SMTP):
         reply = error = None
         try:
             while True:
-                if error is None:
-                    effect = operation.send(reply)
-                else:
-                    effect = operation.throw(error)
+                effect = operation.send(reply) if error is None else operation.throw(error)
                 reply = error = None
                 try:
                     if effect is NEED_REPLY:
@@ -1004,21 +922,16 @@ class SMTP(_smtplib.SMTP):
                         for buffer in effect.buffers:
                             sys.audit("smtplib.send", self, buffer)
                         wire.write(effect.buffers, effect.replies)
-                except SMTPServerDisconnected as lost:
-                    error = self._lost(lost.args[0])
-                except SMTPResponseException:
-                    raise
-                except OSError as failed:
-                    error = self._lost(f"Connection unexpectedly closed: {failed}")
+                except (SMTPException, OSError) as problem:
+                    error = self._failure(problem)
         except StopIteration as done:
-            result: T = done.value
+            self._last_reply = wire.session.last_reply
+            if wire.broken:
+                self.close()
+            return done.value  # type: ignore[no-any-return]
         except BaseException:
             self.close()  # replies are still to come, and would be taken for later ones
             raise
-        self._last_reply = wire.session.last_reply
-        if wire.broken:
-            self.close()
-        return result
 
     def _by_method(
         self,
@@ -1046,15 +959,19 @@ class SMTP(_smtplib.SMTP):
 
 # What people override or replace, and would then not see called.
 _HOOKS = frozenset(
-    "putcmd getreply send docmd mail rcpt data rset ehlo helo close has_extn "
-    "_rset _print_debug".split()
-)
+    (
+        "putcmd", "getreply", "send", "docmd", "mail", "rcpt", "data", "rset", "ehlo", "helo",
+        "close", "has_extn", "_rset", "_print_debug",
+    )
+)  # fmt: skip
 _hooks = operator.attrgetter(*sorted(_HOOKS))
-SMTP._own_hooks = _hooks(SMTP)  # type: ignore[attr-defined]
+SMTP._own_hooks = _hooks(SMTP)
 
 
 def _tls_context(
-    context: "ssl.SSLContext | None", keyfile: "str | None", certfile: "str | None"
+    context: "ssl.SSLContext | None",
+    keyfile: "StrOrBytesPath | None",
+    certfile: "StrOrBytesPath | None",
 ) -> "Any":
     """Return the context to use; without one, smtplib's, which verifies nothing."""
     if keyfile is None and certfile is None:
@@ -1074,7 +991,7 @@ def _tls_context(
 
 if hasattr(_smtplib, "SMTP_SSL"):
 
-    class SMTP_SSL(SMTP, _smtplib.SMTP_SSL):
+    class SMTP_SSL(SMTP, _smtplib.SMTP_SSL):  # pyright: ignore[reportIncompatibleVariableOverride]
         """SMTP over TLS from the first byte, on port 465 by default (RFC 8314).
 
         As with smtplib, **no certificate is verified** unless a *context* that
@@ -1114,7 +1031,7 @@ if hasattr(_smtplib, "SMTP_SSL"):
                 raise
 
 
-class LMTP(SMTP, _smtplib.LMTP):
+class LMTP(SMTP, _smtplib.LMTP):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A connection to an LMTP server, over TCP or a Unix socket (RFC 2033).
 
     A *host* that begins with ``/`` is the path of a Unix socket.  After the
@@ -1190,8 +1107,8 @@ class LMTP(SMTP, _smtplib.LMTP):
         refused: "dict[str, ReplyTuple]",
     ) -> "dict[str, ReplyTuple]":
         late = {
-            recipient: tuple(reply)
-            for recipient, reply in zip(accepted, outcome.finals)
+            recipient: reply[:]
+            for recipient, reply in zip(accepted, outcome.finals, strict=True)
             if reply.code != 250
         }
         refused.update(late)
@@ -1200,7 +1117,7 @@ class LMTP(SMTP, _smtplib.LMTP):
         return refused
 
 
-LMTP._own_hooks = _hooks(LMTP)  # type: ignore[attr-defined]
+LMTP._own_hooks = _hooks(LMTP)
 
 try:
     hmac.digest(b"", b"", "md5")
@@ -1210,5 +1127,4 @@ else:
     _have_cram_md5_support = True
 
 _patchable = operator.attrgetter("quoteaddr", "_fix_eols", "_quote_periods")
-_UNPATCHED = (quoteaddr, _fix_eols, _quote_periods)
-_addr_only = address_only
+_UNPATCHED = (quoteaddr, fix_eols, quote_periods)

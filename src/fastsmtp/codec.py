@@ -10,21 +10,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = [
-    "IMPLEMENTATION",
-    "MAX_LINE",
-    "MAX_REPLY",
-    "ReplyParser",
-    "data_payload",
-    "decode_challenge",
-    "normalize_newlines",
-    "sasl_base64",
-    "sasl_cram_md5",
-    "sasl_plain",
-    "sasl_xoauth2",
-    "stuff_dots",
-]
-
 
 def choose(wanted: str) -> "ModuleType":
     """Return the codec module for a value of FASTSMTP_IMPL; '' is the best one.
@@ -40,27 +25,28 @@ def choose(wanted: str) -> "ModuleType":
             return _codec
         except ImportError as error:
             if wanted == "c":
-                raise ImportError(f"FASTSMTP_IMPL is 'c', but there is no C codec: {error}") from error
+                raise ImportError(
+                    f"FASTSMTP_IMPL is 'c', but there is no C codec: {error}"
+                ) from error
     from . import _codec_py
 
     return _codec_py
 
 
 if TYPE_CHECKING:
-    from ._codec_py import (
-        IMPLEMENTATION,
-        MAX_LINE,
-        MAX_REPLY,
-        ReplyParser,
-        data_payload,
-        decode_challenge,
-        normalize_newlines,
-        sasl_base64,
-        sasl_cram_md5,
-        sasl_plain,
-        sasl_xoauth2,
-        stuff_dots,
-    )
+    from . import _codec_py as _chosen
 else:
     _chosen = choose(os.environ.get("FASTSMTP_IMPL", ""))
-    globals().update({name: getattr(_chosen, name) for name in __all__})
+
+IMPLEMENTATION = _chosen.IMPLEMENTATION
+MAX_LINE = _chosen.MAX_LINE
+MAX_REPLY = _chosen.MAX_REPLY
+ReplyParser = _chosen.ReplyParser
+data_payload = _chosen.data_payload
+decode_challenge = _chosen.decode_challenge
+normalize_newlines = _chosen.normalize_newlines
+sasl_base64 = _chosen.sasl_base64
+sasl_cram_md5 = _chosen.sasl_cram_md5
+sasl_plain = _chosen.sasl_plain
+sasl_xoauth2 = _chosen.sasl_xoauth2
+stuff_dots = _chosen.stuff_dots

@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+    from typing_extensions import Self
+
 _NAMES = tuple(name for name in ("SMTP", "SMTP_SSL", "LMTP") if hasattr(smtplib, name))
 _ORIGINALS = {name: getattr(smtplib, name) for name in _NAMES}
 
@@ -17,7 +19,7 @@ class Installation:
     def __init__(self, before: "dict[str, Any]") -> None:
         self._before = before
 
-    def __enter__(self) -> "Installation":
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(

@@ -57,7 +57,7 @@ def serialize(message: "AnyMessage", *, utf8: bool = False) -> bytes:
     del outgoing["Resent-Bcc"]
     policy: Any = None
     if utf8:
-        policy = message.policy.clone(utf8=True)
+        policy = message.policy.clone(utf8=True)  # type: ignore[call-arg]
     else:
         _write_domains_in_ascii(outgoing)
     with io.BytesIO() as buffer:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .reply import Reply
 
     T = TypeVar("T")
-    Buffer = bytes | memoryview
+    Buffer = bytes | bytearray | memoryview
     Operation = Generator[Any, Any, T]
 
 

@@ -5,12 +5,12 @@ from operator import itemgetter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 _ENHANCED = re.compile(rb"([245])\.(\d{1,3})\.(\d{1,3})(?!\S)")
 
 
-class Reply(tuple):  # type: ignore[type-arg]
+class Reply(tuple[int, bytes]):
     """A server's reply: the tuple (code, text), as smtplib has it, with names.
 
     *code* is the reply code, -1 for a line that begins with none.  *text* is
@@ -24,9 +24,9 @@ class Reply(tuple):  # type: ignore[type-arg]
         return tuple.__new__(cls, (code, text))
 
     #: The reply code, an int from 200 to 599 in all that RFC 5321 allows.
-    code: "int" = property(itemgetter(0))  # type: ignore[assignment]
+    code: int = property(itemgetter(0))  # type: ignore[assignment]
     #: The text of all lines, in bytes, joined by LF.
-    text: "bytes" = property(itemgetter(1))  # type: ignore[assignment]
+    text: bytes = property(itemgetter(1))  # type: ignore[assignment]
 
     @property
     def lines(self) -> "list[bytes]":

@@ -11,10 +11,12 @@ from .protocol import Session
 try:
     import ssl
 except ImportError:  # pragma: no cover - a Python built without OpenSSL
-    _SOCKETS: "tuple[type[socket.socket], ...]" = (socket.socket,)
+    _TLS_SOCKETS: "tuple[type[socket.socket], ...]" = ()
+    _READ_FIRST: "tuple[type[OSError], ...]" = ()
     _NOT_NOW: "tuple[type[OSError], ...]" = (BlockingIOError,)
 else:
-    _SOCKETS = (ssl.SSLSocket, socket.socket)
+    _TLS_SOCKETS = (ssl.SSLSocket,)
+    _READ_FIRST = (ssl.SSLWantReadError,)
     _NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 TYPE_CHECKING = False
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from .codec import ReplyParser
     from .reply import Reply
 
-    Buffer = bytes | memoryview
+    Buffer = bytes | bytearray | memoryview
 
 _RECEIVE = 16384
 _MOST_AT_A_TIME = 64
@@ -40,7 +42,7 @@ _READING_AND_WRITING = frozenset(
 
 def is_standard(sock: "Any") -> bool:
     """Say whether a socket reads and writes as the standard library's do."""
-    for known in _SOCKETS:
+    for known in (*_TLS_SOCKETS, socket.socket):
         if isinstance(sock, known):
             kind = type(sock)
             return _READING_AND_WRITING.isdisjoint(getattr(sock, "__dict__", ())) and all(
@@ -58,7 +60,7 @@ class Wire:
     wire without one is itself what smtplib has as ``SMTP.file``.
     """
 
-    __slots__ = ("_early", "_poll", "broken", "file", "session", "sock")
+    __slots__ = ("_early", "_poll", "_tls", "broken", "file", "session", "sock")
 
     def __init__(self, sock: "Any", file: "Any" = None) -> None:
         self.sock = sock
@@ -69,6 +71,7 @@ class Wire:
         self.broken = False
         self._early: deque[Reply] = deque()
         self._poll: Any = None
+        self._tls = isinstance(sock, _TLS_SOCKETS)
 
     # -- as a file --
 
@@ -152,9 +155,8 @@ class Wire:
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self.sock, select.POLLIN)
-        return bool(self._poll.poll(0)) or (
-            isinstance(self.sock, _SOCKETS[:-1]) and self.sock.pending() > 0
-        )
+        # Under TLS, bytes may have been read off the socket and not yet asked for.
+        return bool(self._poll.poll(0)) or (self._tls and self.sock.pending() > 0)
 
     def _receive_what_is_there(self) -> bool:
         """Receive without waiting; return whether the end of the stream is reached."""
@@ -189,7 +191,7 @@ class Wire:
                 self._write_flight(buffers[0])
             elif len(buffers) == 1:
                 self.sock.sendall(buffers[0])
-            elif isinstance(self.sock, _SOCKETS[:-1]) or not hasattr(self.sock, "sendmsg"):
+            elif self._tls or not hasattr(self.sock, "sendmsg"):
                 self._write_in_turn(buffers)
             else:
                 self._write_at_once(buffers)
@@ -235,7 +237,7 @@ class Wire:
 
     def _wait(self, wanted: OSError, timeout: "float | None") -> None:
         """Wait until there is something to read, or room to write if that is wanted."""
-        reads_only = _SOCKETS[:-1] and isinstance(wanted, ssl.SSLWantReadError)
+        reads_only = isinstance(wanted, _READ_FIRST)
         if not hasattr(select, "poll"):  # pragma: no cover - Windows
             ready = select.select([self.sock], [] if reads_only else [self.sock], [], timeout)
             if not (ready[0] or ready[1]):

@@ -1,0 +1,111 @@
+"""What smtplib has besides its classes, and what it does in its own way."""
+
+import re
+import smtplib
+import sys
+
+from . import codec
+from .envelope import Verbs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any
+
+MAXCHALLENGE = 5  # answered in one AUTH exchange
+_AUTH_ARGUMENT = re.compile(r"(auth\s+\S+\s+)\S.*", re.IGNORECASE | re.DOTALL)
+_logger: "Any" = None
+
+
+def fix_eols(data: str) -> str:
+    """Return text with CRLF newlines."""
+    return data.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
+
+
+def quote_periods(bindata: bytes) -> bytes:
+    """Return bytes with each dot that begins a line doubled."""
+    return bytes(codec.stuff_dots(bindata))
+
+
+def quotedata(data: str) -> str:
+    """Return text with CRLF newlines and each dot that begins a line doubled.
+
+    Of no use with this package, whose methods do it; smtplib has it.
+    """
+    text = fix_eols(data).replace("\n.", "\n..")
+    return "." + text if text.startswith(".") else text
+
+
+def running_verbs() -> Verbs:
+    """Return the commands as the running interpreter's smtplib spells them.
+
+    Tests of programs assert them, and the letter case has changed over time.
+    """
+    spelled: dict[str, str] = {}
+
+    class Probe:
+        does_esmtp = False
+
+        def putcmd(self, verb: str, argument: str) -> None:
+            spelled[verb] = f"{verb} {argument.removesuffix('<>')}"
+
+        def getreply(self) -> None:
+            pass
+
+    probe: Any = Probe()
+    smtplib.SMTP.mail(probe, "<>")
+    smtplib.SMTP.rcpt(probe, "<>")
+    return Verbs(spelled["mail"], spelled["rcpt"], b"data\r\n", b"rset\r\n")
+
+
+def debug_logger() -> "Any":
+    """Return the logger `fastsmtp` if it listens to debug messages, else None.
+
+    Nobody listens in a program that never imported logging; nor do we, then.
+    """
+    global _logger  # noqa: PLW0603 - looked up once
+    if _logger is None:
+        if "logging" not in sys.modules:
+            return None
+        import logging
+
+        _logger = logging.getLogger("fastsmtp")
+    return _logger if _logger.isEnabledFor(10) else None
+
+
+def without_credentials(command: str) -> str:
+    """Return a command as it may be shown: AUTH without its initial response."""
+    return _AUTH_ARGUMENT.sub(r"\1***\r\n", command)
+
+
+class LocalHostname:
+    """The client's name for EHLO, looked up when it is first needed.
+
+    An instance's own attribute hides it: a name that is given is never looked
+    up.  What is found serves the whole process, as long as it would be looked
+    up by the same function.  *api* is the module whose `socket` is asked.
+    """
+
+    def __init__(self, api: "ModuleType") -> None:
+        self._api = api
+        self._found: dict[Any, str] = {}
+
+    def __get__(self, instance: "Any", owner: type) -> str:
+        if instance is None:
+            raise AttributeError("local_hostname")
+        look_up = self._api.socket.getfqdn
+        if look_up not in self._found:
+            self._found[look_up] = self._look_up()
+        name = instance.local_hostname = self._found[look_up]
+        return name
+
+    def _look_up(self) -> str:
+        """Return the host's name, or its address as a literal (RFC 5321, section 4.1.3)."""
+        name: str = self._api.socket.getfqdn()
+        if "." in name:
+            return name
+        try:
+            address = self._api.socket.gethostbyname(self._api.socket.gethostname())
+        except OSError:
+            address = "127.0.0.1"
+        return f"[{address}]"

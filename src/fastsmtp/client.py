@@ -186,6 +186,8 @@ class SMTP(_smtplib.SMTP):
             return "***\r\n"
         if isinstance(sent, str):
             return without_credentials(sent)
+        if bytes(sent[:4]).upper() == b"AUTH":  # type: ignore[index]
+            return without_credentials(bytes(sent).decode("latin-1"))
         return sent
 
     def _without_secrets(self, text: bytes) -> bytes:

@@ -248,7 +248,8 @@ cdef class _Message:
     cdef Py_ssize_t size
     cdef Py_ssize_t newlines  # to be made CRLF
     cdef Py_ssize_t dots  # to be doubled
-    cdef Py_buffer buffer  # held if the owner is a memoryview
+    cdef bint borrowed  # from a buffer that others can write to
+    cdef Py_buffer buffer
 
     def __dealloc__(self):
         PyBuffer_Release(&self.buffer)
@@ -288,6 +289,7 @@ cdef class _Message:
             return self.of_bytes(b"")
         self.owner = view.cast("B")
         PyObject_GetBuffer(self.owner, &self.buffer, PyBUF_SIMPLE)
+        self.borrowed = True
         self.start = <const unsigned char *>self.buffer.buf
         self.size = self.buffer.len
         return 0
@@ -324,7 +326,7 @@ cdef class _Message:
 
         If another thread wrote to it, what was counted would no longer fit.
         """
-        if isinstance(self.owner, memoryview):
+        if self.borrowed:
             self.of_bytes(PyBytes_FromStringAndSize(<const char *>self.start, self.size))
             self.survey(normalize)
         return 0

@@ -156,8 +156,9 @@ class ReplyParser:
         self.max_reply = max_reply
         self._buffer = b""
         self._start = 0  # of the current reply
-        self._line = 0  # where the current line of the current reply begins
-        self._searched = 0  # no newline between there and here
+        # From there on:
+        self._line = 0  # where the current line begins
+        self._searched = 0  # no newline from that line's begin to here
         self._eof = False
 
     @property
@@ -171,13 +172,10 @@ class ReplyParser:
             self._eof = True
         elif self._start == len(self._buffer):
             self._buffer = bytes(data)
-            self._start = self._line = self._searched = 0
-        else:
-            start = self._start
-            self._buffer = self._buffer[start:] + data
             self._start = 0
-            self._line -= start
-            self._searched -= start
+        else:
+            self._buffer = self._buffer[self._start :] + data
+            self._start = 0
 
     def next_reply(self) -> "tuple[int, bytes] | None":
         """Return the next reply as (code, text), or None if more bytes are needed.
@@ -190,20 +188,20 @@ class ReplyParser:
         cap and, if *strict*, SMTPProtocolError.  The bytes stay where they
         are: a parser that has raised will raise again.
         """
-        buffer = self._buffer
-        start = self._line
-        end = buffer.find(b"\n", self._searched) + 1
-        if start == self._start and start < end <= start + self.max_line <= start + self.max_reply:
+        if not self._searched:
             # Most replies: one line, a code and a space.
-            code = _CODES.get(buffer[start : start + 4])
-            if code:
-                self._start = self._line = self._searched = end
-                return code, buffer[start + 4 : end].strip(_WHITE_SPACE)
+            buffer, start = self._buffer, self._start
+            end = buffer.find(b"\n", start) + 1
+            if 0 < end - start <= self.max_line and end - start <= self.max_reply:
+                code = _CODES.get(buffer[start : start + 4])
+                if code:
+                    self._start = end
+                    return code, buffer[start + 4 : end].strip(_WHITE_SPACE)
         return self._next_of_any_kind()
 
     def _next_of_any_kind(self) -> "tuple[int, bytes] | None":
         while (end := self._line_end()) >= 0:
-            line = self._buffer[self._line : end]
+            line = self._buffer[self._start + self._line : self._start + end]
             code = self._code(line)
             if code is None or line[3:4] != b"-":
                 return (-1 if code is None else code), self._take_text(end)
@@ -215,23 +213,23 @@ class ReplyParser:
 
         Returns None if more bytes are needed, and b"" at the end of the stream.
         """
-        end = self._buffer.find(b"\n", self._start, self._start + limit) + 1
-        if not end:
+        end = self._buffer.find(b"\n", self._start, self._start + limit) + 1 - self._start
+        if end <= 0:
             if self.pending < limit and not self._eof:
                 return None
-            end = min(self._start + limit, len(self._buffer))
+            end = min(limit, self.pending)
         return self._take(end)
 
     def _line_end(self) -> int:
         """Return the end of the current line, or -1 if it is not all here."""
-        end = self._buffer.find(b"\n", self._searched) + 1
+        end = self._buffer.find(b"\n", self._start + self._searched) + 1 - self._start
         complete = end > 0
         if not complete:
-            end = self._searched = len(self._buffer)
+            end = self._searched = self.pending
             complete = self._eof and not self.strict and end > self._line
         if end - self._line > self.max_line:
             raise SMTPResponseException(500, "Line too long.")
-        if end - self._start > self.max_reply:
+        if end > self.max_reply:
             raise SMTPResponseException(500, "Reply too long.")
         return end if complete else -1
 
@@ -258,9 +256,11 @@ class ReplyParser:
         lines = self._take(end).removesuffix(b"\n").split(b"\n")
         return b"\n".join([line[4:].strip(_WHITE_SPACE) for line in lines])
 
-    def _take(self, end: int) -> bytes:
+    def _take(self, size: int) -> bytes:
+        end = self._start + size
         taken = self._buffer[self._start : end]
-        self._start = self._line = self._searched = end
+        self._start = end
+        self._line = self._searched = 0
         return taken
 
 

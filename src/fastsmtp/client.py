@@ -352,8 +352,7 @@ class SMTP(_smtplib.SMTP):
         except UnicodeEncodeError:
             pass  # send() says so, in its own encoding
         except ValueError:
-            shown = self._shown(command)
-            raise control_character_error(str(shown)) from None
+            raise control_character_error(command, str(self._shown(command))) from None
 
     def _check_in_step(self) -> None:
         try:

@@ -95,20 +95,15 @@ def command_line(command: str, encoding: str = "ascii") -> bytes:
     """
     line = command.encode(encoding)
     if not command.isprintable() and _CONTROL.search(line):
-        raise control_character_error(command)
+        raise control_character_error(command, command)
     return line + b"\r\n"
 
 
-def control_character_error(command: str) -> ValueError:
-    """Return the error for a command that holds a control character."""
+def control_character_error(command: str, shown: str) -> ValueError:
+    """Return the error for a command with a control character, as it may be shown."""
     kind = "newline" if "\r" in command or "\n" in command else "control"
-    shown = _CONTROL.sub(
-        lambda match: ascii(match[0])[2:-1].encode(), command.encode("utf-8", "surrogatepass")
-    )
-    return ValueError(
-        f"command and arguments contain prohibited {kind} characters: "
-        + shown.decode("utf-8", "replace")
-    )
+    escaped = re.sub("[\x00-\x1f\x7f]", lambda match: ascii(match[0])[1:-1], shown)
+    return ValueError(f"command and arguments contain prohibited {kind} characters: {escaped}")
 
 
 def quoteaddr(addrstring: str) -> str:

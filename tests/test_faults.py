@@ -63,9 +63,11 @@ FAULTS: dict[str, Reply] = {
 }
 
 # "#" is the code of the reply, -1 for garbage.  A connection is in step, closed,
-# or lost: smtplib keeps a socket whose server has gone.
+# or lost: smtplib keeps a socket whose server has gone.  A reset before the
+# greeting may come so early that connect() itself fails.
 TABLE = """
-greeting  close reset stall  SMTPServerDisconnected closed
+greeting  close stall        SMTPServerDisconnected closed
+greeting  reset              SMTPServerDisconnected closed or ConnectionResetError closed
 greeting  dribble            returned[220] in-step
 greeting  421                returned[#] lost                    | returned[#] closed
 greeting  450 550 garbage    returned[#] in-step
@@ -141,7 +143,7 @@ def rows() -> list[Row]:
 
 
 ROWS = rows()
-LOST = [row for row in ROWS if row.ours.startswith("SMTPServerDisconnected")]
+LOST = [row for row in ROWS if row.ours == "SMTPServerDisconnected closed"]
 
 CLIENTS: dict[str, tuple[Any, dict[str, bool]]] = {
     "smtplib": (smtplib.SMTP, {}),
@@ -151,14 +153,16 @@ CLIENTS: dict[str, tuple[Any, dict[str, bool]]] = {
 
 
 def test_the_table_is_whole():
-    assert [(row.step, row.fault) for row in ROWS] == [(s, f) for s in STEPS for f in FAULTS]
+    expected = [(step, fault) for step in STEPS for fault in FAULTS]
+    assert sorted((row.step, row.fault) for row in ROWS) == sorted(expected)
 
 
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.step}-{row.fault}")
 def test_outcome(row, client, certificate):
     outcome, _, _ = fail(row, client, certificate)
-    assert outcome == (row.theirs if client == "smtplib" else row.ours)
+    expected = row.theirs if client == "smtplib" else row.ours
+    assert outcome in expected.split(" or ")
 
 
 @pytest.mark.parametrize("client", ["fastsmtp", "fastsmtp-in-steps"])

@@ -15,7 +15,7 @@ import pytest
 
 import fastsmtp
 
-#: Names that other people's code and tests reach for (DESIGN.md, 3.1).
+#: Names that other people's code and tests reach for, on whatever version.
 WELL_KNOWN = [
     "CRLF",
     "bCRLF",

@@ -824,7 +824,9 @@ def test_the_table_has_no_name_twice():
 
 def compare(theirs: Outcome, ours: Outcome) -> None:
     assert theirs.result == ours.result
-    assert theirs.attributes == ours.attributes
+    # From 3.14 on, smtplib has no `_host` before connect(), and none with a Unix socket.
+    host = {} if theirs.attributes.get("_host", "") else {"_host": ours.attributes.get("_host")}
+    assert theirs.attributes | host == ours.attributes | host
     assert theirs.debug == ours.debug
     assert theirs.messages == ours.messages
     assert ours.audited[-1] == ours.wire

@@ -193,7 +193,7 @@ def normalize_newlines(data):
     if not message.newlines:
         return message.shared()
     message.make_private(True)
-    return message.rewritten(True, False, b"")
+    return message.rewritten(True, False)
 
 
 def stuff_dots(data):
@@ -210,7 +210,7 @@ def stuff_dots(data):
     if not message.dots:
         return message.shared()
     message.make_private(False)
-    return message.rewritten(False, True, b"")
+    return message.rewritten(False, True)
 
 
 def data_payload(data, bint normalize):
@@ -220,8 +220,8 @@ def data_payload(data, bint normalize):
     with *normalize* true its newlines are made CRLF first.  The first item of
     the result is the message's size in bytes as MAIL's SIZE declares it (RFC
     1870: newlines normalised, before dot-stuffing and without what ends the
-    data).  The second is a tuple of buffers for a vectored write: the
-    dot-stuffed data, and a CRLF where the last line has none, then ``.`` CRLF.
+    data).  The second is two buffers for a vectored write: the dot-stuffed
+    data, and what ends it: a CRLF where the last line has none, ``.`` CRLF.
     Data that needs no change is not copied; its buffer is the caller's.
 
     Raises what normalize_newlines() raises.  RFC 5321, sections 4.1.1.4, 4.5.2.
@@ -229,11 +229,11 @@ def data_payload(data, bint normalize):
     cdef _Message message = _Message.__new__(_Message)
     message.take(data)
     message.survey(normalize)
-    if message.newlines or message.dots:
-        message.make_private(normalize)
-        payload = message.rewritten(normalize, True, message.ending(normalize))
-        return message.size + message.newlines, (payload,)
-    return message.size, (message.shared(), message.ending(normalize))
+    if not (message.newlines or message.dots):
+        return message.size, (message.shared(), message.ending(normalize))
+    message.make_private(normalize)
+    payload = message.rewritten(normalize, True)
+    return message.size + message.newlines, (payload, message.ending(normalize))
 
 
 @cython.final
@@ -331,23 +331,21 @@ cdef class _Message:
             self.survey(normalize)
         return 0
 
-    cdef bytes rewritten(self, bint normalize, bint stuff, bytes end):
-        """Return the message changed as asked, and `end` after it."""
+    cdef bytes rewritten(self, bint normalize, bint stuff):
+        """Return the message changed as asked."""
         cdef Py_ssize_t size = self.size
         if normalize:
             size += self.newlines
         if stuff:
             size += self.dots
-        cdef Py_ssize_t extra = PyBytes_GET_SIZE(end)
-        cdef bytes result = PyBytes_FromStringAndSize(NULL, size + extra)
+        cdef bytes result = PyBytes_FromStringAndSize(NULL, size)
         cdef unsigned char *out = <unsigned char *>PyBytes_AS_STRING(result)
         cdef bint few = (self.newlines + self.dots) * 1024 <= self.size
         if size >= LARGE:
             with nogil:
-                out = fastsmtp_rewrite(self.start, self.size, few, out, normalize, stuff)
+                fastsmtp_rewrite(self.start, self.size, few, out, normalize, stuff)
         else:
-            out = fastsmtp_rewrite(self.start, self.size, few, out, normalize, stuff)
-        memcpy(out, PyBytes_AS_STRING(end), extra)
+            fastsmtp_rewrite(self.start, self.size, few, out, normalize, stuff)
         return result
 
 

@@ -68,8 +68,8 @@ def data_payload(
     with *normalize* true its newlines are made CRLF first.  The first item of
     the result is the message's size in bytes as MAIL's SIZE declares it (RFC
     1870: newlines normalised, before dot-stuffing and without what ends the
-    data).  The second is a tuple of buffers for a vectored write: the
-    dot-stuffed data, and a CRLF where the last line has none, then ``.`` CRLF.
+    data).  The second is two buffers for a vectored write: the dot-stuffed
+    data, and what ends it: a CRLF where the last line has none, ``.`` CRLF.
     Data that needs no change is not copied; its buffer is the caller's.
 
     Raises what normalize_newlines() raises.  RFC 5321, sections 4.1.1.4, 4.5.2.
@@ -78,9 +78,7 @@ def data_payload(
     normal = _crlf(octets) if normalize else octets
     stuffed = _stuffed(normal)
     end = b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n"
-    if stuffed is octets:
-        return len(octets), (view, end)
-    return len(normal), (stuffed + end,)
+    return len(normal), (view if stuffed is octets else stuffed, end)
 
 
 def _octets(data: "str | Any") -> "tuple[bytes | memoryview, bytes]":
@@ -171,7 +169,7 @@ class ReplyParser:
         if not data:
             self._eof = True
         elif self._start == len(self._buffer):
-            self._buffer = bytes(data)
+            self._buffer = data if type(data) is bytes else bytes(data)
             self._start = 0
         else:
             self._buffer = self._buffer[self._start :] + data
@@ -190,11 +188,12 @@ class ReplyParser:
         """
         if not self._searched:
             # Most replies: one line, a code and a space.
-            buffer, start = self._buffer, self._start
-            end = buffer.find(b"\n", start) + 1
-            if 0 < end - start <= self.max_line and end - start <= self.max_reply:
-                code = _CODES.get(buffer[start : start + 4])
-                if code:
+            buffer = self._buffer
+            start = self._start
+            code = _CODES.get(buffer[start : start + 4])
+            if code:
+                end = buffer.find(b"\n", start) + 1
+                if end and end - start <= self.max_line and end - start <= self.max_reply:
                     self._start = end
                     return code, buffer[start + 4 : end].strip(_WHITE_SPACE)
         return self._next_of_any_kind()

@@ -508,7 +508,7 @@ class SMTP(_smtplib.SMTP):
             self._debug("data:", reply)
         if reply[0] != 354:
             raise SMTPDataError(*reply)
-        self.send(b"".join(payload) if len(payload) > 1 else payload[0])
+        self.send(b"".join(payload))
         reply = self._data_reply()
         if self._debugging():
             self._debug("data:", reply)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAXCHALLENGE = 5  # answered in one AUTH exchange
-_AUTH_ARGUMENT = re.compile(r"(auth\s+\S+\s+)\S.*?((?:\r\n)?)\Z", re.IGNORECASE | re.DOTALL)
+_AUTH_ARGUMENT = r"(?is)(auth\s+\S+\s+)\S.*?((?:\r\n)?)\Z"
 _logger: "Any" = None
 
 
@@ -75,7 +75,7 @@ def debug_logger() -> "Any":
 
 def without_credentials(command: str) -> str:
     """Return a command as it may be shown: AUTH without its initial response."""
-    return _AUTH_ARGUMENT.sub(r"\1***\2", command)
+    return re.sub(_AUTH_ARGUMENT, r"\1***\2", command)
 
 
 class LocalHostname:

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 # A mailbox that every reader of addresses reads alike: dot-string "@" domain.
 _PLAIN = re.compile(
-    r"[a-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[a-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
-    r"@[a-z0-9-]+(?:\.[a-z0-9-]+)*",
-    re.ASCII | re.IGNORECASE,
+    r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
+    r"@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*"
 )
+# Rarely needed, so compiled when they are: import time counts.
 # The inside of <...>: quoted strings, quoted pairs, and no other bracket or quote.
-_INSIDE = re.compile(r'(?:[^"\\<>]|\\.|"(?:[^"\\]|\\.)*")*', re.DOTALL)
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\\.', re.DOTALL)
-_PARAMETER = re.compile(r"\s[A-Za-z0-9][A-Za-z0-9-]*=")
+_INSIDE = r'(?s:[^"\\<>]|\\.|"(?:[^"\\]|\\.)*")*'
+_QUOTED = r'(?s:"(?:[^"\\]|\\.)*"|\\.)'
+_PARAMETER = r"\s[A-Za-z0-9][A-Za-z0-9-]*="
 # IDNA 2008 keeps these where IDNA 2003, which Python has, maps them away: a
 # domain with one would become somebody else's (UTS 46, section 7).
 _DEVIATIONS = frozenset("ßς\u200c\u200d")
@@ -125,7 +125,7 @@ def quoteaddr(addrstring: str) -> str:
             address = addrstring
         elif address.endswith(">"):
             address = address[1:-1]
-    if not _INSIDE.fullmatch(address) or _PARAMETER.search(_QUOTED.sub("", address)):
+    if not re.fullmatch(_INSIDE, address) or re.search(_PARAMETER, re.sub(_QUOTED, "", address)):
         raise ValueError(f"address is not one path (RFC 5321, section 4.1.2): {addrstring!r}")
     return f"<{address}>"
 

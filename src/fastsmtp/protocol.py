@@ -6,8 +6,8 @@ from .codec import ReplyParser
 from .errors import SMTPProtocolError, SMTPServerDisconnected
 from .reply import Reply
 
-_OLD_STYLE_AUTH = re.compile(r"auth=(.*)", re.IGNORECASE)
-_EXTENSION = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*) ?")
+_OLD_STYLE_AUTH = r"(?i)auth=(.*)"
+_EXTENSION = r"([A-Za-z0-9][A-Za-z0-9-]*) ?"
 
 
 _new_reply = tuple.__new__  # Reply(*parsed), without a call in Python
@@ -95,9 +95,9 @@ def parse_extensions(text: bytes) -> "dict[str, str]":
     """
     extensions: dict[str, str] = {}
     for line in text.decode("latin-1").split("\n")[1:]:
-        if old_style := _OLD_STYLE_AUTH.match(line):
+        if old_style := re.match(_OLD_STYLE_AUTH, line):
             extensions["auth"] = extensions.get("auth", "") + " " + old_style[1]
-        elif keyword := _EXTENSION.match(line):
+        elif keyword := re.match(_EXTENSION, line):
             name = keyword[1].lower()
             parameters = line[keyword.end(1) :].strip()
             if name == "auth":

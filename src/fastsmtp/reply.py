@@ -7,7 +7,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_ENHANCED = re.compile(rb"([245])\.(\d{1,3})\.(\d{1,3})(?!\S)")
+_ENHANCED = rb"([245])\.(\d{1,3})\.(\d{1,3})(?!\S)"
 
 
 class Reply(tuple[int, bytes]):
@@ -36,7 +36,7 @@ class Reply(tuple[int, bytes]):
     @property
     def enhanced(self) -> "tuple[int, int, int] | None":
         """The enhanced status code (class, subject, detail), or None (RFC 3463, RFC 2034)."""
-        match = _ENHANCED.match(self.text)
+        match = re.match(_ENHANCED, self.text)
         if match is None or int(match[1]) != self.code // 100:
             return None
         return int(match[1]), int(match[2]), int(match[3])

@@ -202,22 +202,24 @@ class Wire:
             self._receive_what_is_there()
 
     def _write_at_once(self, buffers: "Sequence[Buffer]") -> None:
-        views = [memoryview(buffer) for buffer in buffers]
-        while views:
-            sent = self.sock.sendmsg(views)
-            while views and sent >= len(views[0]):
+        sent = self.sock.sendmsg(buffers)
+        left = sum(map(len, buffers)) - sent
+        while left:
+            views = [memoryview(buffer) for buffer in buffers]
+            while sent >= len(views[0]):
                 sent -= len(views.pop(0))
-            if views:
-                views[0] = views[0][sent:]
+            buffers = [views[0][sent:], *views[1:]]
+            sent = self.sock.sendmsg(buffers)
+            left -= sent
 
     def _write_in_turn(self, buffers: "Sequence[Buffer]") -> None:
-        *first, last = buffers
-        view = memoryview(b"".join(first)) if len(first) > 1 else memoryview(first[0])
+        data, end = buffers
+        view = memoryview(data)
         # A short last write would wait for the one before to be acknowledged.
         cut = max(len(view) - _JOINED, 0)
         if cut:
             self.sock.sendall(view[:cut])
-        self.sock.sendall(b"".join((view[cut:], last)))
+        self.sock.sendall(b"".join((view[cut:], end)))
 
     def _write_flight(self, flight: "Buffer") -> None:
         """Write commands and take replies in turn (RFC 2920, section 3.1: avoid the deadlock)."""

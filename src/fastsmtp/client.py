@@ -190,10 +190,13 @@ class SMTP(_smtplib.SMTP):
             return without_credentials(bytes(sent).decode("latin-1"))
         return sent
 
-    def _without_secrets(self, text: bytes) -> bytes:
-        """Return a server's text without credentials that it sent back."""
+    def _without_secrets(self, text: "Any") -> "Any":
+        """Return a text of the server's, in bytes or str, without credentials that it sent back."""
         for secret in self._secrets:
-            text = text.replace(secret, b"***")
+            if isinstance(text, bytes):
+                text = text.replace(secret, b"***")
+            elif isinstance(text, str):
+                text = text.replace(secret.decode("utf-8"), "***")
         return text
 
     # -- connection --
@@ -288,13 +291,14 @@ class SMTP(_smtplib.SMTP):
         """Close, and return the error that says why and what the server said last."""
         last = self._last_reply
         if self._wire is not None:
-            last = self._last_reply = self._wire.session.last_reply or last
+            last = self._wire.session.last_reply or last
         self.close()
         if last is not None:
-            said = self._without_secrets(last[1]).decode("utf-8", "replace")
+            last = self._last_reply = last[0], self._without_secrets(last[1])
+            said = last[1].decode("utf-8", "replace")
             problem += f" (last reply: {last[0]} {said})"
         error: Any = kind(problem)
-        error.last_reply = None if last is None else tuple(last)
+        error.last_reply = last
         return error  # type: ignore[no-any-return]
 
     def _failure(self, error: BaseException) -> BaseException:
@@ -331,6 +335,9 @@ class SMTP(_smtplib.SMTP):
         except OSError as error:
             wire.read_last_words()
             raise self._lost("Server not connected") from error
+        except BaseException:
+            self.close()  # the rest of it would be the beginning of what is sent next
+            raise
 
     def putcmd(self, cmd: str, args: str = "") -> None:
         """Send a command.
@@ -368,13 +375,15 @@ class SMTP(_smtplib.SMTP):
         a line (8192 bytes) and in all (1 MiB).  Whatever is raised, and after
         a 421, the connection is closed (RFC 5321, section 3.8).
         """
+        wire = self._open_wire()
         try:
-            reply = self._read_reply(self._open_wire())
+            reply = self._read_reply(wire)
         except BaseException as error:
             raise self._failure(error)  # noqa: B904 - often the same one
+        self._last_reply = wire.session.last_reply
         if self._debugging():
-            self._debug(f"reply: retcode ({reply[0]}); Msg: {reply[1]!a}")
-        self._last_reply = reply
+            text = self._without_secrets(reply[1])
+            self._debug(f"reply: retcode ({reply[0]}); Msg: {text!a}")
         if reply[0] == 421:
             self.close()
         return reply
@@ -392,7 +401,12 @@ class SMTP(_smtplib.SMTP):
                     self._debug("reply:", repr(self._without_secrets(line)))
 
             code, text = wire.read_reply_by_lines(codec.ReplyParser(False, max_line), observe)
-        return code, self._without_secrets(text) if self._secrets and code != 334 else text
+        if self._secrets:
+            shown = self._without_secrets(text)
+            wire.session.last_reply = Reply(code, shown)
+            if code != 334:  # a challenge must stay whole
+                text = shown
+        return code, text
 
     def docmd(self, cmd: str, args: str = "") -> "ReplyTuple":
         """Send a command and return its reply."""
@@ -581,13 +595,14 @@ class SMTP(_smtplib.SMTP):
         )
         try:
             return self._by_method(operation, perform)[:]
-        except SMTPAuthenticationError:
-            raise
-        except BaseException:
-            if self._last_reply is not None and self._last_reply[0] == 334:
-                self.close()  # the server waits for what will not come
+        except SMTPException as error:
+            error.args = tuple(map(self._without_secrets, error.args))
+            if isinstance(error, SMTPResponseException):
+                error.smtp_error = error.args[1]
             raise
         finally:
+            if self._last_reply is not None and self._last_reply[0] == 334:
+                self.close()  # the server waits for what will not come
             self._secrets = ()
 
     def _in_base64(self, answer: "str | bytes") -> bytes:
@@ -756,7 +771,7 @@ class SMTP(_smtplib.SMTP):
             Envelope(
                 from_addr, recipients, mail_options, rcpt_options, utf8=True, quote=_api.quoteaddr
             )
-            self.ehlo_or_helo_if_needed()
+        self.ehlo_or_helo_if_needed()
         options = self._mail_options(size, mail_options)
         encoding = self._encoding(options) if mail_options else "ascii"
         envelope = Envelope(
@@ -776,7 +791,7 @@ class SMTP(_smtplib.SMTP):
             )
         else:
             if isinstance(msg, str):
-                msg = codec.normalize_newlines(msg)
+                msg = _api._fix_eols(msg).encode("ascii")
             outcome = self._by_method(
                 operations.send(envelope, payload, lmtp=self._lmtp),
                 self._mail_methods(from_addr, recipients, msg, options, rcpt_options),
@@ -922,7 +937,7 @@ class SMTP(_smtplib.SMTP):
                     else:
                         for buffer in effect.buffers:
                             sys.audit("smtplib.send", self, buffer)
-                        wire.write(effect.buffers, effect.replies)
+                        wire.write(effect.buffers, effect.replies, message=effect.verb == ".")
                 except (SMTPException, OSError) as problem:
                     error = self._failure(problem)
         except StopIteration as done:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAXCHALLENGE = 5  # answered in one AUTH exchange
-_AUTH_ARGUMENT = r"(?is)(auth\s+\S+\s+)\S.*?((?:\r\n)?)\Z"
+_AUTH_ARGUMENT = r"(?is)(auth\W+[\w-]+\W+)\S.*?((?:\r\n)?)\Z"
 _logger: "Any" = None
 
 

@@ -60,7 +60,7 @@ class Wire:
     wire without one is itself what smtplib has as ``SMTP.file``.
     """
 
-    __slots__ = ("_early", "_poll", "_tls", "broken", "file", "session", "sock")
+    __slots__ = ("_early", "_message", "_poll", "_tls", "broken", "file", "session", "sock")
 
     def __init__(self, sock: "Any", file: "Any" = None) -> None:
         self.sock = sock
@@ -69,6 +69,7 @@ class Wire:
         self.session.owed = 0
         #: Writing has failed; what the server said before may still be read.
         self.broken = False
+        self._message = False
         self._early: deque[Reply] = deque()
         self._poll: Any = None
         self._tls = isinstance(sock, _TLS_SOCKETS)
@@ -109,7 +110,7 @@ class Wire:
             reply = session.next_reply()
             if reply is None and not data:
                 raise SMTPServerDisconnected("Connection unexpectedly closed")
-        if self.broken and reply.code < 400:
+        if self.broken and self._message and reply.code < 400:
             raise SMTPServerDisconnected("Server not connected")
         return reply
 
@@ -179,13 +180,14 @@ class Wire:
 
     # -- writing --
 
-    def write(self, buffers: "Sequence[Buffer]", replies: int) -> None:
+    def write(self, buffers: "Sequence[Buffer]", replies: int, message: bool = True) -> None:
         """Write buffers that bring *replies* replies; a failure shows in `broken`.
 
         The server may answer while we write, and stop reading if we do not
         read; so a long flight is written with an eye on what comes.
         """
         self.session.sent(replies)
+        self._message = message
         try:
             if replies > 1 and len(buffers[0]) > _SMALL_FLIGHT:
                 self._write_flight(buffers[0])

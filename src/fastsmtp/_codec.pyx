@@ -395,7 +395,7 @@ cdef class ReplyParser:
         return self.end - self.start
 
     @cython.critical_section
-    def feed(self, const unsigned char[::1] data):
+    def feed(self, const unsigned char[::1] data not None):
         """Take bytes from the server; no bytes at all mean the end of the stream."""
         cdef Py_ssize_t size = data.shape[0]
         if size == 0:

@@ -166,10 +166,12 @@ class ReplyParser:
 
     def feed(self, data: "bytes | bytearray | memoryview") -> None:
         """Take bytes from the server; no bytes at all mean the end of the stream."""
+        if type(data) is not bytes:
+            data = bytes(memoryview(data))
         if not data:
             self._eof = True
         elif self._start == len(self._buffer):
-            self._buffer = data if type(data) is bytes else bytes(data)
+            self._buffer = data
             self._start = 0
         else:
             self._buffer = self._buffer[self._start :] + data
@@ -279,8 +281,7 @@ def sasl_plain(user: "str | bytes", password: "str | bytes", authzid: "str | byt
 
     Raises ValueError if one holds a NUL or cannot be expressed in UTF-8.
     """
-    parts = _utf8(authzid), _utf8(user), _utf8(password)
-    _refuse(b"\0", parts)
+    parts = [_part(value, b"\0") for value in (authzid, user, password)]
     return _encode_and_wipe(bytearray(b"\0").join(parts))
 
 
@@ -290,9 +291,8 @@ def sasl_xoauth2(user: "str | bytes", token: "str | bytes") -> bytes:
     Raises ValueError if one holds a ^A or cannot be expressed in UTF-8.  The
     mechanism is Google's and Microsoft's, described in their documentation.
     """
-    parts = _utf8(user), _utf8(token)
-    _refuse(b"\1", parts)
-    return _encode_and_wipe(bytearray(b"user=%b\1auth=Bearer %b\1\1" % parts))
+    user, token = _part(user, b"\1"), _part(token, b"\1")
+    return _encode_and_wipe(bytearray(b"user=%b\1auth=Bearer %b\1\1" % (user, token)))
 
 
 def sasl_cram_md5(user: "str | bytes", password: "str | bytes", challenge: bytes) -> bytes:
@@ -301,8 +301,9 @@ def sasl_cram_md5(user: "str | bytes", password: "str | bytes", challenge: bytes
     Raises ValueError where MD5 is not to be had, and for text that UTF-8
     cannot express.
     """
+    name = _utf8(user)
     digest = hmac.HMAC(_utf8(password), challenge, "md5").hexdigest()
-    return _encode_and_wipe(bytearray(_utf8(user) + b" " + digest.encode("ascii")))
+    return _encode_and_wipe(bytearray(b"%b %b" % (name, digest.encode("ascii"))))
 
 
 def decode_challenge(text: bytes) -> bytes:
@@ -326,10 +327,11 @@ def _utf8(value: "str | bytes") -> bytes:
     raise ValueError("a SASL value cannot be expressed in UTF-8")
 
 
-def _refuse(separator: bytes, parts: "tuple[bytes, ...]") -> None:
-    for part in parts:
-        if separator in part:
-            raise ValueError(f"a SASL value holds the separator {separator!r}")
+def _part(value: "str | bytes", separator: bytes) -> bytes:
+    part = _utf8(value)
+    if separator in part:
+        raise ValueError(f"a SASL value holds the separator {separator!r}")
+    return part
 
 
 def _encode_and_wipe(secret: bytearray) -> bytes:

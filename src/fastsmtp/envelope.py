@@ -171,9 +171,14 @@ def needs_smtputf8(addresses: "Iterable[str]") -> bool:
 def _a_label(label: str) -> str:
     if label.isascii():
         return label
-    if _DEVIATIONS.isdisjoint(label):
-        return label.encode("idna").decode("ascii")
     import unicodedata
 
-    kept = unicodedata.normalize("NFC", label.lower())
-    return "xn--" + kept.encode("punycode").decode("ascii")
+    lowered = unicodedata.normalize("NFKC", label.lower())
+    if _DEVIATIONS.isdisjoint(lowered):
+        a_label = label.encode("idna").decode("ascii")
+    else:
+        a_label = "xn--" + lowered.encode("punycode").decode("ascii")
+    # Normalisation makes ASCII of look-alikes: brackets, spaces, dots.
+    if not re.fullmatch("[A-Za-z0-9-]{1,63}", a_label):
+        raise UnicodeError(f"{a_label!r} is not up to 63 letters, digits and hyphens")
+    return a_label

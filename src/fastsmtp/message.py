@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     AnyMessage = Message[Any, Any]
 
-_ORIGINATOR_AND_DESTINATION = ("From", "Sender", "Reply-To", "To", "Cc")
+_ADDRESS_FIELDS = ("from", "sender", "reply-to", "to", "cc")
 
 
 def envelope_addresses(
@@ -37,9 +37,10 @@ def envelope_addresses(
         sender = message[prefix + "Sender"]
         if sender is None:
             sender = message[prefix + "From"]
-        if sender is None:
+        senders = [] if sender is None else getaddresses([sender])
+        if not senders:
             raise ValueError(f"message has no {prefix}Sender and no {prefix}From field")
-        from_addr = getaddresses([sender])[0][1]
+        from_addr = senders[0][1]
     if to_addrs is None:
         fields = (message[prefix + name] for name in ("To", "Bcc", "Cc"))
         to_addrs = [pair[1] for pair in getaddresses([f for f in fields if f is not None])]
@@ -67,14 +68,27 @@ def serialize(message: "AnyMessage", *, utf8: bool = False) -> bytes:
 
 def _write_domains_in_ascii(outgoing: "AnyMessage") -> None:
     """Give address fields their domains' ASCII form, so that no UTF-8 header is needed."""
-    for name in _ORIGINATOR_AND_DESTINATION:
-        for field in (name, "Resent-" + name):
-            value = outgoing[field]
-            if value is None or str(value).isascii():
-                continue
-            pairs = getaddresses([str(value)])
-            if any(not address.isascii() for _, address in pairs) and not needs_smtputf8(
-                address for _, address in pairs
-            ):
-                written = [formataddr((shown, ascii_domain(address))) for shown, address in pairs]
-                outgoing.replace_header(field, ", ".join(written))
+    fields = [(name, value, _in_ascii(name, value)) for name, value in outgoing.raw_items()]
+    if any(written is not None for _, _, written in fields):
+        for name, _, _ in fields:
+            del outgoing[name]
+        for name, value, written in fields:
+            if written is None:
+                outgoing.set_raw(name, value)
+            else:
+                outgoing[name] = written
+
+
+def _in_ascii(name: str, value: "Any") -> "str | None":
+    """Return an address field with its domains in ASCII, or None if it is to stay as it is."""
+    text = str(value)
+    if text.isascii() or name.lower().removeprefix("resent-") not in _ADDRESS_FIELDS:
+        return None
+    pairs = getaddresses([text])
+    addresses = [address for _, address in pairs]
+    if needs_smtputf8(addresses) or all(address.isascii() for address in addresses):
+        return None
+    try:
+        return ", ".join([formataddr((shown, ascii_domain(address))) for shown, address in pairs])
+    except ValueError:
+        return None  # no address, but a text that looks like one, such as bytes of another charset

@@ -3,7 +3,7 @@
 import re
 
 from .codec import ReplyParser
-from .errors import SMTPProtocolError, SMTPServerDisconnected
+from .errors import SMTPProtocolError, SMTPResponseException, SMTPServerDisconnected
 from .reply import Reply
 
 _OLD_STYLE_AUTH = r"(?i)auth=(.*)"
@@ -70,7 +70,10 @@ class Session:
         """
         if self.owed or not self.pending:
             return
-        reply = self.next_reply()
+        try:
+            reply = self.next_reply()
+        except SMTPResponseException:
+            reply = None  # it is too long, besides
         if reply is not None and reply.code == 421:
             raise SMTPServerDisconnected("Connection closed by the server")
         raise SMTPProtocolError("the server sent what no command had asked for")

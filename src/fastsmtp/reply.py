@@ -23,6 +23,9 @@ class Reply(tuple[int, bytes]):
         """Make a reply of its code and its text."""
         return tuple.__new__(cls, (code, text))
 
+    def __getnewargs__(self) -> "tuple[int, bytes]":
+        return self[:]
+
     #: The reply code, an int from 200 to 599 in all that RFC 5321 allows.
     code: int = property(itemgetter(0))  # type: ignore[assignment]
     #: The text of all lines, in bytes, joined by LF.

@@ -1,0 +1,244 @@
+"""Messages: whom they are for as smtplib reads it, and what is written of them."""
+
+from __future__ import annotations
+
+import copy
+import email
+import email.policy
+import smtplib
+from email.header import Header
+from email.message import EmailMessage, Message
+from email.mime.text import MIMEText
+from email.utils import getaddresses
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fastsmtp.message import envelope_addresses, serialize
+
+
+class Sender(smtplib.SMTP):
+    """smtplib's send_message(), as far as sendmail()."""
+
+    def ehlo_or_helo_if_needed(self):
+        self.esmtp_features = {"smtputf8": ""}
+        self.does_esmtp = True
+
+    def sendmail(self, from_addr, to_addrs, msg, mail_options=(), rcpt_options=()):
+        return from_addr, to_addrs, msg
+
+
+def smtplib_sends(message, *addresses):
+    return Sender(local_hostname="localhost").send_message(message, *addresses)
+
+
+KINDS = {"compat32": Message, "default": EmailMessage}
+
+
+def build(kind, fields):
+    message = KINDS[kind]()
+    for name, value in fields:
+        message[name] = value
+    message.set_payload("Hello,\n.dot\n")
+    return message
+
+
+def result_of(call, *arguments):
+    try:
+        return call(*arguments)
+    except Exception as error:
+        return type(error)
+
+
+# -- whom it is for -----------------------------------------------------------
+
+ADDRESSES = [
+    [("From", "f@x"), ("To", "t@x")],
+    [("From", "F <f@x>"), ("Sender", "S <s@x>"), ("To", "t@x, U <u@x>"), ("Cc", "c@x")],
+    [("From", "f@x"), ("Bcc", "b@x"), ("Cc", "c@x"), ("To", "t@x")],
+    [("From", "f@x, g@x"), ("To", "a group: t@x, u@x;")],
+    [("From", "f@x"), ("To", "undisclosed-recipients:;"), ("Bcc", "b@x")],
+    [("From", "f@x"), ("To", '"Doe, Jane" <t@x>, (comment) u@x')],
+    [("From", "f@x")],
+    [("To", "t@x"), ("Sender", "s@x")],
+    [  # RFC 5322, section 3.6.6: the fields of the resender count, and no other
+        ("From", "f@x"), ("To", "t@x"), ("Bcc", "b@x"), ("Resent-Date", "Thu, 1 Jan 1970 00:00:00"),
+        ("Resent-From", "rf@x"), ("Resent-To", "rt@x"), ("Resent-Bcc", "rb@x"),
+        ("Resent-Cc", "rc@x"),
+    ],
+    [
+        ("From", "f@x"), ("To", "t@x"), ("Resent-Date", "Thu, 1 Jan 1970 00:00:00"),
+        ("Resent-From", "rf@x"), ("Resent-Sender", "rs@x"), ("Resent-To", "rt@x"),
+    ],
+    [  # without its date there is no block
+        ("From", "f@x"), ("To", "t@x"), ("Resent-From", "rf@x"), ("Resent-To", "rt@x"),
+    ],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fields", ADDRESSES)
+def test_addresses_are_those_that_smtplib_finds(kind, fields):
+    message = build(kind, fields)
+    for given_addresses in ((None, None), ("x@x", None), (None, ["y@x"]), ("x@x", "y@x")):
+        expected = smtplib_sends(message, *given_addresses)[:2]
+        assert envelope_addresses(message, *given_addresses) == expected
+
+
+def test_addresses_outside_ascii_are_those_that_smtplib_finds():
+    message = build("default", [("From", "f@bücher.example"), ("To", "é@x, Zoë <t@x>")])
+    assert envelope_addresses(message, None, None) == smtplib_sends(message)[:2]
+
+
+fields = st.lists(
+    st.tuples(
+        st.sampled_from(["From", "Sender", "To", "Cc", "Bcc", "Subject", "Resent-Date"])
+        | st.sampled_from([f"Resent-{name}" for name in ("From", "Sender", "To", "Cc", "Bcc")]),
+        st.sampled_from(["a@x", "B <b@x>", "c@x, d@x", "g: e@x, f@x;", '"a, b" <h@x>', "(c) i@x"]),
+    ),
+    max_size=7,
+)
+
+
+@given(fields=fields)
+@example(fields=[("From", "a@x"), ("From", "B <b@x>"), ("To", "a@x"), ("To", "b@x")])
+def test_any_header_is_read_as_smtplib_does(fields):
+    message = build("compat32", [("From", "first@x"), ("Resent-Sender", "resent@x"), *fields])
+    expected = result_of(smtplib_sends, message)
+    found = result_of(envelope_addresses, message, None, None)
+    assert found == (expected if expected is ValueError else expected[:2])
+
+
+def test_header_objects_are_read_as_smtplib_does():
+    message = MIMEText("x")
+    message["From"] = Header("Zoë", "utf-8")
+    message["To"] = Header("Ann <a@x>", "us-ascii")
+    del message["From"]
+    message["From"] = Header("f@x")
+    assert envelope_addresses(message, None, None) == smtplib_sends(message)[:2]
+
+
+def test_several_resent_blocks_are_refused():
+    message = build("compat32", [("From", "f@x"), ("Resent-Date", "1"), ("Resent-Date", "2")])
+    assert result_of(smtplib_sends, message) is ValueError
+    with pytest.raises(ValueError, match="more than one 'Resent-' header block"):
+        envelope_addresses(message, "f@x", ["t@x"])
+
+
+@pytest.mark.parametrize("prefix", ["", "Resent-"])
+def test_a_message_without_a_sender(prefix):
+    fields = [("From", "f@x"), ("Resent-Date", "Thu, 1 Jan 1970 00:00:00")] if prefix else []
+    message = build("compat32", [*fields, ("To", "t@x")])
+    error = f"no {prefix}Sender and no {prefix}From"
+    with pytest.raises(ValueError, match=error):
+        envelope_addresses(message, None, None)
+    # The null reverse-path, if that is how this Python's getaddresses() reads an empty field.
+    message[prefix + "From"] = ""
+    if getaddresses([""]):
+        assert envelope_addresses(message, None, None)[0] == smtplib_sends(message)[0] == ""
+    else:
+        with pytest.raises(ValueError, match=error):
+            envelope_addresses(message, None, None)
+
+
+# -- what is written ----------------------------------------------------------
+
+MESSAGES = [
+    [("From", "f@x"), ("To", "t@x"), ("Subject", "plain")],
+    [("From", "f@x"), ("To", "t@x"), ("Bcc", "b@x"), ("Resent-Bcc", "rb@x"), ("bcc", "b2@x")],
+    [("From", "Zoë <f@x>"), ("To", "t@x"), ("Subject", "Grüße")],
+    [("From", "f@x"), ("To", ", ".join(f"recipient{number}@host.example" for number in range(20)))],
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fields", MESSAGES)
+def test_a_message_is_written_as_smtplib_does(kind, fields):
+    fields = [field for field in fields if kind == "compat32" or field[0] != "bcc"]
+    message = build(kind, fields)
+    before = (list(message.items()), message.as_bytes())
+    written = serialize(message)
+    assert written == smtplib_sends(message, "f@x", ["t@x"])[2]
+    assert written.count(b"\n") == written.count(b"\r\n") > 0
+    assert b"bcc" not in written.lower()
+    assert (list(message.items()), message.as_bytes()) == before
+
+
+def test_a_message_in_utf8_is_written_as_smtplib_does():
+    message = build("default", [("From", "é@x"), ("To", "Zoë <t@x>"), ("Subject", "Grüße")])
+    written = serialize(message, utf8=True)
+    assert written == smtplib_sends(message)[2]
+    assert "From: é@x\r\nTo: Zoë <t@x>\r\nSubject: Grüße\r\n".encode() in written
+
+
+def test_compat32_has_no_utf8():
+    message = build("compat32", [("From", "é@x"), ("To", "t@x")])
+    assert result_of(smtplib_sends, message) is TypeError
+    with pytest.raises(TypeError, match="utf8"):
+        serialize(message, utf8=True)
+
+
+A_LABEL, U_LABEL = "xn--bcher-kva.example", "bücher.example"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("From", "Sender", "Reply-To", "To", "Cc"),
+        *("Resent-From", "Resent-Sender", "Resent-To", "Resent-Cc"),
+    ],
+)
+def test_domains_are_written_in_ascii(kind, name):
+    value = f"a@{U_LABEL}"
+    shown = not name.endswith("Sender")
+    if shown:
+        value = f"{value}, Zoë <b@{U_LABEL}>, c@x, Ann B. <d@x>"
+    message = build(kind, [(name, value), ("Subject", "x")])
+    before = copy.deepcopy(list(message.items()))
+    written = serialize(message)
+    assert list(message.items()) == before
+    assert written.isascii()
+    field = email.message_from_bytes(written, policy=email.policy.default)[name]
+    expected = [("", f"a@{A_LABEL}")]
+    if shown:
+        expected += [("Zoë", f"b@{A_LABEL}"), ("", "c@x"), ("Ann B.", "d@x")]
+    assert [(each.display_name, each.addr_spec) for each in field.addresses] == expected
+
+
+def test_every_field_of_the_name_is_written_in_ascii():
+    message = build("compat32", [("To", f"a@{U_LABEL}"), ("Subject", "x"), ("To", f"b@{U_LABEL}")])
+    written = f"To: a@{A_LABEL}\r\nSubject: x\r\nTo: b@{A_LABEL}\r\n\r\n"
+    assert serialize(message).startswith(written.encode())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "value", [f"é@{U_LABEL}", "é@x", "Zoë <a@x>", f"a@{U_LABEL}, é@x", "Zoë", "a@x"]
+)
+def test_what_no_domain_in_ascii_helps_is_left_alone(kind, value):
+    message = build(kind, [("To", value)])
+    assert result_of(serialize, message) == (
+        result_of(lambda: smtplib_sends(message, "f@x", ["t@x"])[2])
+    )
+
+
+@pytest.mark.parametrize("policy", [email.policy.compat32, email.policy.default, email.policy.SMTP])
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"To: a@b\xc3\xbccher.example",
+        b"To: a@b\xfccher.example",
+        b"Reply-To: Zo\xeb <a@x>",
+        b"Cc: \xff\xfe",
+    ],
+)
+def test_a_received_message_with_bytes_in_its_header_is_passed_on(policy, header):
+    # RFC 5322, section 2.2, has ASCII there; but such mail is about, and is forwarded.
+    message = email.message_from_bytes(
+        b"From: f@x\n" + header + b"\nSubject: x\n\nbody\n", policy=policy
+    )
+    as_it_is = smtplib_sends(message, "f@x", ["t@x"])[2]
+    in_ascii = f"From: f@x\r\nTo: a@{A_LABEL}\r\nSubject: x\r\n\r\nbody\r\n".encode()
+    assert serialize(message) in (as_it_is, in_ascii)

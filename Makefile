@@ -30,7 +30,7 @@ define bin
 .venv/$(1)-$(TAG)/bin
 endef
 
-.PHONY: help demo test coverage bench lint clean
+.PHONY: help demo test coverage bench report lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -74,6 +74,9 @@ endif
 
 bench: .venv/bench-$(TAG)/$(STAMP)  ## the benchmarks; ARGS=--benchmark-disable for one quick pass
 	$(call bin,bench)/python -m pytest benches $(ARGS)
+
+report: .venv/bench-$(TAG)/$(STAMP)  ## the table of ratios that the README shows
+	$(call bin,bench)/python benches/report.py
 
 lint: .venv/lint-$(TAG)/$(STAMP)  ## ruff, mypy, pyright
 	$(call bin,lint)/ruff check

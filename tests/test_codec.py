@@ -571,6 +571,18 @@ def test_a_cap_assigned_later_holds(codec, name):
     assert parser.next_reply() == (250, b"abc")
 
 
+def test_caps_count_bytes_with_line_ends(codec):
+    stream = b"250-a\r\n250 bc\r\n"
+    for max_line, max_reply in itertools.product((7, 8, 9), (14, 15, 16)):
+        parser = codec.ReplyParser(False, max_line, max_reply)
+        parser.feed(stream)
+        if max_line < 8 or max_reply < 15:
+            with pytest.raises(SMTPResponseException):
+                parser.next_reply()
+        else:
+            assert parser.next_reply() == (250, b"a\nbc")
+
+
 @given(cut=streams_in_pieces(), limit=st.integers(1, 12) | st.just(sys.maxsize))
 def test_raw_lines_are_those_of_a_file(codec, cut, limit):
     stream, pieces = cut

@@ -631,7 +631,46 @@ def test_what_may_not_be_fed(codec, data, fed):
     assert parser.pending == len(fed)
 
 
+def test_a_buffer_of_any_format_may_be_fed(codec):
+    parser = codec.ReplyParser()
+    parser.feed(memoryview(b"250 ok\r\n").cast("H"))
+    assert parser.next_reply() == (250, b"ok")
+    with pytest.raises(BufferError):
+        parser.feed(memoryview(b"250 ok\r\n")[::2])
+    assert parser.pending == 0
+
+
+@pytest.mark.parametrize("limit", [0, -1, -5])
+def test_a_line_of_no_length(codec, limit):
+    parser = codec.ReplyParser()
+    parser.feed(b"250 ok\r\n")
+    assert parser.take_line(limit) == b""
+    assert parser.next_reply() == (250, b"ok")
+
+
 # -- base64 for AUTH ----------------------------------------------------------
+
+
+class Deceptive(str):
+    """Text whose methods are not to be trusted with memory."""
+
+    __slots__ = ()
+
+    def encode(self, *args):
+        return 5
+
+    def replace(self, *args):
+        return "abc"
+
+    def isascii(self):
+        return True
+
+
+def test_a_subclass_of_str_is_taken_by_its_characters(codec):
+    assert codec.sasl_base64(Deceptive("é")) == base64.b64encode("é".encode())
+    assert bytes(codec.normalize_newlines(Deceptive("a\n"))) == b"a\r\n"
+    with pytest.raises(UnicodeEncodeError):
+        codec.normalize_newlines(Deceptive("é"))
 
 
 def octets(value: str | bytes) -> bytes:

@@ -271,7 +271,7 @@ cdef class _Message:
         self.start = <const unsigned char *>fastsmtp_ascii(text, &self.size)
         if self.start is NULL:
             # smtplib normalises before it encodes, so the error's position counts that.
-            text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
+            text = str.replace(text, "\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
             text.encode("ascii")
         self.owner = text
         return 0
@@ -395,15 +395,19 @@ cdef class ReplyParser:
         return self.end - self.start
 
     @cython.critical_section
-    def feed(self, const unsigned char[::1] data not None):
+    def feed(self, data):
         """Take bytes from the server; no bytes at all mean the end of the stream."""
-        cdef Py_ssize_t size = data.shape[0]
-        if size == 0:
-            self.eof = True
-            return
-        self.make_room(size)
-        memcpy(self.buffer + self.end, &data[0], size)
-        self.end += size
+        cdef Py_buffer fed
+        PyObject_GetBuffer(data, &fed, PyBUF_SIMPLE)
+        try:
+            if fed.len == 0:
+                self.eof = True
+            else:
+                self.make_room(fed.len)
+                memcpy(self.buffer + self.end, fed.buf, fed.len)
+                self.end += fed.len
+        finally:
+            PyBuffer_Release(&fed)
 
     @cython.critical_section
     def next_reply(self):
@@ -443,6 +447,7 @@ cdef class ReplyParser:
 
         Returns None if more bytes are needed, and b"" at the end of the stream.
         """
+        limit = max(limit, 0)
         cdef Py_ssize_t size = min(limit, self.end - self.start)
         cdef const char *start = self.buffer + self.start
         cdef const char *newline = <const char *>memchr(start, c"\n", size) if size else NULL
@@ -625,7 +630,7 @@ cdef object utf8(value):
     if not isinstance(value, str):
         raise TypeError(f"a SASL value must be str or bytes, not {type(value).__name__}")
     try:
-        return value.encode("utf-8")
+        return str.encode(value, "utf-8")
     except UnicodeEncodeError:
         pass  # the error carries the value, which may be a password
     raise ValueError("a SASL value cannot be expressed in UTF-8")

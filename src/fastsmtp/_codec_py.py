@@ -101,10 +101,10 @@ def _octets(data: "str | Any") -> "tuple[bytes | memoryview, bytes]":
 
 
 def _ascii(text: str) -> bytes:
-    if not text.isascii():
+    if not str.isascii(text):
         # smtplib normalises before it encodes, so the error's position counts that.
-        text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
-    return text.encode("ascii")
+        text = str.replace(text, "\r\n", "\n").replace("\r", "\n").replace("\n", "\r\n")
+    return str.encode(text, "ascii")
 
 
 def _crlf(octets: bytes) -> bytes:
@@ -167,7 +167,10 @@ class ReplyParser:
     def feed(self, data: "bytes | bytearray | memoryview") -> None:
         """Take bytes from the server; no bytes at all mean the end of the stream."""
         if type(data) is not bytes:
-            data = bytes(memoryview(data))
+            view = memoryview(data)
+            if not view.c_contiguous:
+                raise BufferError("replies must come in a C-contiguous buffer")
+            data = bytes(view)
         if not data:
             self._eof = True
         elif self._start == len(self._buffer):
@@ -214,6 +217,7 @@ class ReplyParser:
 
         Returns None if more bytes are needed, and b"" at the end of the stream.
         """
+        limit = max(limit, 0)
         end = self._buffer.find(b"\n", self._start, self._start + limit) + 1 - self._start
         if end <= 0:
             if self.pending < limit and not self._eof:
@@ -292,7 +296,8 @@ def sasl_xoauth2(user: "str | bytes", token: "str | bytes") -> bytes:
     mechanism is Google's and Microsoft's, described in their documentation.
     """
     user, token = _part(user, b"\1"), _part(token, b"\1")
-    return _encode_and_wipe(bytearray(b"user=%b\1auth=Bearer %b\1\1" % (user, token)))
+    parts = b"user=", user, b"\1auth=Bearer ", token, b"\1\1"
+    return _encode_and_wipe(bytearray().join(parts))
 
 
 def sasl_cram_md5(user: "str | bytes", password: "str | bytes", challenge: bytes) -> bytes:
@@ -303,7 +308,7 @@ def sasl_cram_md5(user: "str | bytes", password: "str | bytes", challenge: bytes
     """
     name = _utf8(user)
     digest = hmac.HMAC(_utf8(password), challenge, "md5").hexdigest()
-    return _encode_and_wipe(bytearray(b"%b %b" % (name, digest.encode("ascii"))))
+    return _encode_and_wipe(bytearray(b" ").join((name, digest.encode("ascii"))))
 
 
 def decode_challenge(text: bytes) -> bytes:
@@ -321,7 +326,7 @@ def _utf8(value: "str | bytes") -> bytes:
     if not isinstance(value, str):
         raise TypeError(f"a SASL value must be str or bytes, not {type(value).__name__}")
     try:
-        return value.encode("utf-8")
+        return str.encode(value, "utf-8")
     except UnicodeEncodeError:
         pass  # the error carries the value, which may be a password
     raise ValueError("a SASL value cannot be expressed in UTF-8")

@@ -428,12 +428,6 @@ SENDMAIL_CASES = [
         for code in (450, 452, 501, 550)
     ),
     Case(
-        "sender refused, the rest taken",
-        send(TWO),
-        refused=True,
-        replies={"MAIL": b"550 no\r\n", "RCPT": b"250 ok\r\n", "DATA": b"354 go ahead\r\n"},
-    ),
-    Case(
         "refused and sent again",
         in_turn(send(), send()),
         replies={("MAIL", 1): b"450 no\r\n"},
@@ -1109,6 +1103,19 @@ def test_a_dot_is_not_sent_where_it_could_deliver(both, verb):
     theirs, ours = both(send(TWO), replies={verb: b"252 hm\r\n"})
     assert theirs.result[0] == ours.result[0]
     assert ours.messages == []
+    if both.pipelining:
+        assert (ours.attributes["closed"], verbs(ours)[-1]) == (True, b"DATA")
+    else:
+        assert theirs.wire == ours.wire
+
+
+@differs("No empty message by pipelining")
+def test_a_dot_is_not_sent_into_a_transaction_that_was_open_before(both):
+    """A server that refuses our MAIL as nested goes on with the one before it."""
+    nested = {"MAIL": b"503 nested\r\n", "RCPT": b"250 ok\r\n", "DATA": b"354 go ahead\r\n"}
+    theirs, ours = both(send(TWO), replies=nested)
+    assert theirs.result[0] == ours.result[0]
+    assert ours.messages == theirs.messages == []
     if both.pipelining:
         assert (ours.attributes["closed"], verbs(ours)[-1]) == (True, b"DATA")
     else:

@@ -25,6 +25,7 @@ from .compat import (
     LocalHostname,
     debug_logger,
     fix_eols,
+    log,
     quote_periods,
     running_verbs,
     without_credentials,
@@ -160,8 +161,9 @@ class SMTP(_smtplib.SMTP):
     def set_debuglevel(self, debuglevel: int) -> None:
         """Print the conversation to standard error: 1 with, 2 with the time of day.
 
-        Credentials are left out.  A logger named ``fastsmtp`` that listens to
-        DEBUG gets the same, whatever the level here.
+        Credentials are left out.  The logger ``fastsmtp`` gets the same at
+        level DEBUG, whatever the level here, if that is set as its own:
+        ``logging.getLogger("fastsmtp").setLevel(logging.DEBUG)``.
         """
         self.debuglevel = debuglevel
 
@@ -178,7 +180,7 @@ class SMTP(_smtplib.SMTP):
         if self.debuglevel > 0:
             self._print_debug(*args)
         if logger := debug_logger():
-            logger.debug(" ".join(["%s"] * len(args)), *args)
+            log(logger, *args)
 
     def _shown(self, sent: "str | ReadableBuffer") -> "str | ReadableBuffer":
         """Return what is sent, as debug output and errors may show it."""
@@ -323,9 +325,13 @@ class SMTP(_smtplib.SMTP):
         if not self.sock:
             raise self._lost("please run connect() first")
         if isinstance(s, str):
-            s = s.encode(self.command_encoding)
+            s = self._encoded(s)
         sys.audit("smtplib.send", self, s)
         wire = self._open_wire()
+        try:
+            wire.session.check_in_step()
+        except SMTPException as error:
+            raise self._failure(error)  # noqa: B904 - often the same one
         if self._last_reply is not None and self._last_reply[0] == 354:
             wire.session.owed = 1  # however often: it is all the one message
         else:
@@ -338,6 +344,15 @@ class SMTP(_smtplib.SMTP):
         except BaseException:
             self.close()  # the rest of it would be the beginning of what is sent next
             raise
+
+    def _encoded(self, text: str) -> bytes:
+        try:
+            return text.encode(self.command_encoding)
+        except UnicodeEncodeError:
+            if self._shown(text) == text:
+                raise
+        # The error would carry the credentials.
+        raise ValueError(f"command cannot be expressed in {self.command_encoding}")
 
     def putcmd(self, cmd: str, args: str = "") -> None:
         """Send a command.
@@ -609,7 +624,7 @@ class SMTP(_smtplib.SMTP):
         if _api.encode_base64 is body_encode:
             encoded = codec.sasl_base64(answer)
         else:
-            raw = answer.encode("utf-8") if isinstance(answer, str) else answer
+            raw = _auth.utf8(answer) if isinstance(answer, str) else answer
             encoded = _api.encode_base64(raw, eol="").encode("ascii")
         self._secrets += tuple(secret for secret in (encoded,) if len(secret) >= _TELLING)
         return encoded
@@ -620,7 +635,7 @@ class SMTP(_smtplib.SMTP):
             return None
         if not _api._have_cram_md5_support:
             raise SMTPException("CRAM-MD5 is not supported")
-        key = self._password().encode("utf-8")
+        key = _auth.utf8(self._password())
         return self.user + " " + hmac.HMAC(key, challenge, "md5").hexdigest()
 
     def auth_plain(self, challenge: "ReadableBuffer | None" = None) -> str:
@@ -789,6 +804,8 @@ class SMTP(_smtplib.SMTP):
             outcome = self._run(
                 operations.send(envelope, payload, pipelining=pipelining, lmtp=self._lmtp)
             )
+            if not outcome.delivered:
+                self.command_encoding = "ascii"  # as rset() leaves it
         else:
             if isinstance(msg, str):
                 msg = _api._fix_eols(msg).encode("ascii")
@@ -935,6 +952,7 @@ class SMTP(_smtplib.SMTP):
                     if effect is NEED_REPLY:
                         reply = wire.read_reply()
                     else:
+                        wire.session.check_in_step()
                         for buffer in effect.buffers:
                             sys.audit("smtplib.send", self, buffer)
                         wire.write(effect.buffers, effect.replies, message=effect.verb == ".")

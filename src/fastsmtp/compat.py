@@ -3,6 +3,7 @@
 import re
 import smtplib
 import sys
+from _thread import _local  # threading's, without importing it
 
 from . import codec
 from .envelope import Verbs
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 MAXCHALLENGE = 5  # answered in one AUTH exchange
 _AUTH_ARGUMENT = r"(?is)(auth\W+[\w-]+\W+)\S.*?((?:\r\n)?)\Z"
 _logger: "Any" = None
+_logging = _local()  # per thread: `now` while a handler is at work
 
 
 def fix_eols(data: str) -> str:
@@ -61,6 +63,8 @@ def running_verbs() -> Verbs:
 def debug_logger() -> "Any":
     """Return the logger `fastsmtp` if it listens to debug messages, else None.
 
+    It does if DEBUG is set as its own level.  The root logger's is not enough:
+    a program that logs everything by mail would log that mail, and so on.
     Nobody listens in a program that never imported logging; nor do we, then.
     """
     global _logger  # noqa: PLW0603 - looked up once
@@ -70,7 +74,18 @@ def debug_logger() -> "Any":
         import logging
 
         _logger = logging.getLogger("fastsmtp")
-    return _logger if _logger.isEnabledFor(10) else None
+    if _logger.level and _logger.isEnabledFor(10) and not getattr(_logging, "now", False):
+        return _logger
+    return None
+
+
+def log(logger: "Any", *args: object) -> None:
+    """Log a debug message; what a handler does by mail is not logged in turn."""
+    _logging.now = True
+    try:
+        logger.debug(" ".join(["%s"] * len(args)), *args)
+    finally:
+        _logging.now = False
 
 
 def without_credentials(command: str) -> str:

@@ -171,6 +171,8 @@ def needs_smtputf8(addresses: "Iterable[str]") -> bool:
 def _a_label(label: str) -> str:
     if label.isascii():
         return label
+    if len(label) > 63:
+        raise UnicodeError("a label is longer than 63 characters")
     import unicodedata
 
     lowered = unicodedata.normalize("NFKC", label.lower())

@@ -296,6 +296,8 @@ def _finish(
                     outcome.delivered = True
         else:
             yield from _no_data(outcome, lmtp)
+    elif outcome.data is not None and 200 <= outcome.data.code < 300:
+        outcome.must_close = True  # nothing answers DATA so: it answers something else
     if not outcome.delivered and not outcome.closing:
         yield from _reset(envelope, outcome)
 
@@ -304,11 +306,11 @@ def _no_data(outcome: Outcome, lmtp: bool) -> "Operation[None]":
     """After a flight in which DATA alone succeeded: send a single dot (RFC 2920, section 3.1).
 
     Nothing is delivered by it, for there is no recipient.  Where the server
-    may think otherwise (it said 252 to one), or may not answer (LMTP: RFC
-    2033, section 4.2, would have had it refuse DATA), the connection goes.
+    thinks otherwise (it said 252 to one, or took one into a transaction that
+    was open before our MAIL), or may not answer (LMTP: RFC 2033, section 4.2,
+    would have had it refuse DATA), the connection goes.
     """
-    has_sender = 200 <= outcome.mail.code < 300
-    if lmtp or (has_sender and any(200 <= reply.code < 300 for reply in outcome.rcpts)):
+    if lmtp or any(200 <= reply.code < 300 for reply in outcome.rcpts):
         outcome.must_close = True
         return
     yield Send((b".\r\n",), 1, ".")
@@ -324,3 +326,5 @@ def _reset(envelope: "Envelope", outcome: Outcome) -> "Operation[None]":
         return  # the next command will say so; what was refused matters more
     if reply.code == 421:
         outcome.last = reply
+    elif reply.code == 354:
+        outcome.must_close = True  # the answer to an earlier DATA

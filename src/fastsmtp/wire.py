@@ -5,7 +5,7 @@ import socket
 import sys
 from collections import deque
 
-from .errors import SMTPServerDisconnected
+from .errors import SMTPException, SMTPServerDisconnected
 from .protocol import Session
 
 try:
@@ -13,11 +13,11 @@ try:
 except ImportError:  # pragma: no cover - a Python built without OpenSSL
     _TLS_SOCKETS: "tuple[type[socket.socket], ...]" = ()
     _READ_FIRST: "tuple[type[OSError], ...]" = ()
-    _NOT_NOW: "tuple[type[OSError], ...]" = (BlockingIOError,)
+    _NOT_NOW: "tuple[type[OSError], ...]" = (BlockingIOError, TimeoutError)
 else:
     _TLS_SOCKETS = (ssl.SSLSocket,)
     _READ_FIRST = (ssl.SSLWantReadError,)
-    _NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+    _NOT_NOW = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ _READING_AND_WRITING = frozenset(
 
 def is_standard(sock: "Any") -> bool:
     """Say whether a socket reads and writes as the standard library's do."""
-    for known in (*_TLS_SOCKETS, socket.socket):
-        if isinstance(sock, known):
+    standard: tuple[Any, ...] = (*_TLS_SOCKETS, socket.socket)
+    for known in standard:
+        if isinstance(known, type) and isinstance(sock, known):  # socket.socket may be a mock
             kind = type(sock)
             return _READING_AND_WRITING.isdisjoint(getattr(sock, "__dict__", ())) and all(
                 getattr(kind, name, None) is getattr(known, name, None)
@@ -147,10 +148,15 @@ class Wire:
         """After a failure: take what the server still said, as the session's last reply."""
         if self.file is None:
             self._receive_what_is_there()
-            while self.session.next_reply() is not None:
-                pass
+            try:
+                while self.session.next_reply() is not None:
+                    pass
+            except SMTPException:
+                pass  # what cannot be read is no last word
 
     def _readable(self) -> bool:
+        if self.sock.fileno() < 0:
+            return True  # closed by somebody else: reading will tell
         if not hasattr(select, "poll"):  # pragma: no cover - Windows
             return bool(select.select([self.sock], [], [], 0)[0])
         if self._poll is None:
@@ -189,10 +195,11 @@ class Wire:
         self.session.sent(replies)
         self._message = message
         try:
-            if replies > 1 and len(buffers[0]) > _SMALL_FLIGHT:
-                self._write_flight(buffers[0])
-            elif len(buffers) == 1:
-                self.sock.sendall(buffers[0])
+            if len(buffers) == 1:
+                if len(buffers[0]) > _SMALL_FLIGHT:
+                    self._write_flight(buffers[0])
+                else:
+                    self.sock.sendall(buffers[0])
             elif self._tls or not hasattr(self.sock, "sendmsg"):
                 self._write_in_turn(buffers)
             else:

@@ -404,6 +404,24 @@ def test_a_socket_that_is_not_the_standard_library_s(start, library):
     assert recording.written == server.received
 
 
+@pytest.mark.parametrize("call", ["noop", "quit", "sendmail"])
+def test_a_socket_that_somebody_has_closed(start, call):
+    client, _ = start()
+    client.ehlo()
+    client.sock.close()
+    with pytest.raises(smtplib.SMTPServerDisconnected):
+        getattr(client, call)(*([FROM, A, HELLO] if call == "sendmail" else []))
+    assert client.sock is None
+
+
+def test_a_mock_in_the_place_of_the_socket_class(start):
+    client, server = start()
+    with mock.patch("socket.socket"):
+        assert send(client) == {}
+        assert client.noop()[0] == 250
+    assert len(server.messages) == 1
+
+
 class Interrupted(Recording):
     def sendall(self, data: bytes) -> None:
         super().sendall(data[:2])
@@ -633,6 +651,33 @@ ECHOES: dict[str, tuple[Reply, ...]] = {
 }
 
 
+def test_the_root_logger_s_level_is_not_the_logger_s(start, caplog):
+    caplog.set_level(logging.DEBUG)
+    client, _ = start()
+    assert send(client) == {}
+    assert not [record for record in caplog.records if record.name == "fastsmtp"]
+
+
+def test_what_a_handler_sends_is_not_logged_in_turn(start, caplog):
+    class ByMail(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            mailed.append(send(other))
+
+    mailed: list[Any] = []
+    other, server = start()
+    client, _ = start()
+    caplog.set_level(logging.DEBUG, "fastsmtp")
+    handler = ByMail()
+    logging.getLogger("fastsmtp").addHandler(handler)
+    try:
+        client.noop()
+    finally:
+        logging.getLogger("fastsmtp").removeHandler(handler)
+    assert mailed == [{}] * 3  # what was sent, the line of the reply, and the reply
+    assert other.noop()[0] == 250
+    assert len(server.messages) == 3
+
+
 def exchange(challenges: int, replies: tuple[Reply, ...]) -> Callable[[Connection], None]:
     def play(connection: Connection) -> None:
         for _ in range(challenges):
@@ -814,6 +859,26 @@ def test_no_deadlock_over_tls(certificate):
             check_everybody_was_answered(client, many(5_000))
 
 
+@pytest.mark.parametrize("by_method", [False, True])
+def test_a_reply_too_many_before_the_message_is_not_the_message_s(by_method):
+    extra = b"354 go ahead\r\n250 not asked for\r\n"
+
+    def play(connection: Connection) -> None:
+        for reply in (b"220 x\r\n", b"250 x\r\n", b"250 ok\r\n", b"250 ok\r\n"):
+            connection.send(reply)
+            connection.line()
+        connection.send(extra)
+
+    with Server(play) as server, fastsmtp.SMTP(server.host, server.port, NAME, timeout=5) as client:
+        client.set_debuglevel(0)
+        if by_method:
+            client.noop = client.noop
+            client.mail = client.mail
+        with pytest.raises(fastsmtp.SMTPProtocolError, match=r"354 go ahead|250 not asked for"):
+            client.sendmail(FROM, A, HELLO)
+        assert client.sock is None
+
+
 def refuse_early(end: Reply) -> Callable[[Connection], None]:
     def play(connection: Connection) -> None:
         connection.send(b"354 go ahead\r\n")
@@ -877,6 +942,18 @@ def test_lmtp(unix, tmp_path):
         assert send(client, [A, B]) == {}
     assert server.commands[0] == f"lhlo {NAME}"
     assert [message.recipients for message in server.messages] == [[A], [A, B]]
+
+
+@pytest.mark.parametrize("lines", [1, 100, 10_000])
+def test_lmtp_with_a_reply_for_each_of_many(lines):
+    message = b"x" * 70 + b"\r\n"
+    with (
+        ModelServer(lmtp=True) as server,
+        fastsmtp.LMTP(server.host, server.port, NAME, timeout=5) as client,
+    ):
+        assert send(client, many(50), message * lines) == {}
+        assert client.noop()[0] == 250
+    assert [message.data for message in server.messages] == [message * lines]
 
 
 def test_lmtp_on_a_unix_socket_that_is_not_there(tmp_path, library, capsys):

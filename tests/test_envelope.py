@@ -392,3 +392,9 @@ def test_the_error_escapes_what_it_shows():
     assert str(error) == (
         r"command and arguments contain prohibited newline characters: AUTH ***\r\té\x00"
     )
+
+
+def test_a_long_label_is_refused_before_it_is_encoded():
+    # Punycode takes time in the square of the length.
+    with pytest.raises(ValueError, match="longer than 63"):
+        path("a@" + "".join(chr(0x4E00 + each) for each in range(20_000)) + ".example")

@@ -39,8 +39,9 @@ def test_no_heavy_module_is_imported(additional, name):
 
 def test_nothing_is_imported_but_what_smtplib_imports_and_our_own(additional):
     assert "fastsmtp.client" in additional
-    # Cython's run-time support is in the extension itself.
-    assert [name for name in additional if "fastsmtp" not in name and "cython" not in name] == []
+    # Cython's run-time support is in the extension itself; up to 3.13, socket imports select.
+    others = [name for name in additional if "fastsmtp" not in name and "cython" not in name]
+    assert set(others) <= {"select"}
 
 
 def test_the_comparison_can_tell():

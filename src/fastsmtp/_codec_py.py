@@ -41,9 +41,9 @@ def normalize_newlines(data: "str | Any") -> "bytes | memoryview":
     neither text nor bytes-like, BufferError for a non-contiguous buffer.
     RFC 5321, section 2.3.8.
     """
-    view, octets = _octets(data)
+    octets = _octets(data)
     changed = _crlf(octets)
-    return view if changed is octets else changed
+    return _shared(data, octets) if changed is octets else changed
 
 
 def stuff_dots(data: "Any") -> "bytes | memoryview":
@@ -54,9 +54,9 @@ def stuff_dots(data: "Any") -> "bytes | memoryview":
     newlines left alone).  Data that needs no change is not copied: see
     normalize_newlines(), also for what is raised.  RFC 5321, section 4.5.2.
     """
-    view, octets = _octets(data)
+    octets = _octets(data)
     changed = _stuffed(octets)
-    return view if changed is octets else changed
+    return _shared(data, octets) if changed is octets else changed
 
 
 def data_payload(
@@ -74,30 +74,39 @@ def data_payload(
 
     Raises what normalize_newlines() raises.  RFC 5321, sections 4.1.1.4, 4.5.2.
     """
-    view, octets = _octets(data)
+    octets = _octets(data)
     normal = _crlf(octets) if normalize else octets
     stuffed = _stuffed(normal)
     end = b".\r\n" if stuffed.endswith(b"\r\n") else b"\r\n.\r\n"
-    return len(normal), (view if stuffed is octets else stuffed, end)
+    return len(normal), (_shared(data, octets) if stuffed is octets else stuffed, end)
 
 
-def _octets(data: "str | Any") -> "tuple[bytes | memoryview, bytes]":
-    """Return the data as a buffer to hand out, and as bytes to look at."""
+def _octets(data: "str | Any") -> bytes:
     if type(data) is bytes:
-        return data, data
+        return data
     if isinstance(data, str):
-        octets = _ascii(data)
-        return octets, octets
+        return _ascii(data)
     try:
         view = memoryview(data)
     except TypeError:
         raise TypeError(
             f"message data must be str or a bytes-like object, not {type(data).__name__}"
         ) from None
+    with view:
+        return _contiguous(view, "message data")
+
+
+def _contiguous(view: memoryview, what: str) -> bytes:
     if not view.c_contiguous:
-        raise BufferError("message data must be a C-contiguous buffer")
-    octets = bytes(view)
-    return (view.cast("B") if octets else octets), octets
+        raise BufferError(f"{what} must be a C-contiguous buffer")
+    return bytes(view)
+
+
+def _shared(data: "str | Any", octets: bytes) -> "bytes | memoryview":
+    """Return data that needs no change in the caller's memory, where that is a buffer."""
+    if type(data) is bytes or isinstance(data, str) or not octets:
+        return octets
+    return memoryview(data).cast("B")
 
 
 def _ascii(text: str) -> bytes:
@@ -167,10 +176,8 @@ class ReplyParser:
     def feed(self, data: "bytes | bytearray | memoryview") -> None:
         """Take bytes from the server; no bytes at all mean the end of the stream."""
         if type(data) is not bytes:
-            view = memoryview(data)
-            if not view.c_contiguous:
-                raise BufferError("replies must come in a C-contiguous buffer")
-            data = bytes(view)
+            with memoryview(data) as view:
+                data = _contiguous(view, "a server's replies")
         if not data:
             self._eof = True
         elif self._start == len(self._buffer):

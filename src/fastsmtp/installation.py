@@ -36,7 +36,9 @@ def install() -> Installation:
 
     Code that says ``smtplib.SMTP(...)``, as Django and logging do, then gets
     fastsmtp's.  Code that has said ``from smtplib import SMTP`` before keeps
-    what it has.  Lasts until uninstall(), or as a context manager to its end.
+    what it has.  Do it first: a class that was derived from ``smtplib.SMTP``
+    before and calls ``smtplib.SMTP.__init__(self)`` would now call ours.
+    Lasts until uninstall(), or as a context manager to its end.
     """
     from . import client
 

@@ -70,7 +70,7 @@ class Wire:
         self.session.owed = 0
         #: Writing has failed; what the server said before may still be read.
         self.broken = False
-        self._message = False
+        self._message = False  # whether what was written last is message data
         self._early: deque[Reply] = deque()
         self._poll: Any = None
         self._tls = isinstance(sock, _TLS_SOCKETS)
@@ -204,8 +204,8 @@ class Wire:
                 self._write_in_turn(buffers)
             else:
                 self._write_at_once(buffers)
-        except SMTPServerDisconnected:
-            raise
+        except SMTPException:
+            raise  # what came in was not in order
         except OSError:
             self.broken = True
             self._receive_what_is_there()

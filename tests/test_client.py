@@ -859,6 +859,22 @@ def test_no_deadlock_over_tls(certificate):
             check_everybody_was_answered(client, many(5_000))
 
 
+def test_credentials_that_cannot_be_written_are_not_in_the_error(start):
+    # os.environ gives such text for bytes that are not UTF-8.
+    client, server = start(extensions=("AUTH CRAM-MD5", *EXTENSIONS), users={"user": "secret"})
+    with pytest.raises(ValueError, match="UTF-8") as caught:
+        client.login("user", "secret\udcff")
+    assert caught.value.__context__ is None
+    client, server = start(**LOGIN)
+    client.ehlo()
+    with pytest.raises(ValueError, match="ascii") as caught:
+        client.docmd("AUTH PLAIN", "secreté")
+    assert "secret" not in repr(caught.value)
+    assert caught.value.__context__ is None
+    assert client.noop()[0] == 250
+    assert server.commands[1:] == ["noop"]
+
+
 @pytest.mark.parametrize("by_method", [False, True])
 def test_a_reply_too_many_before_the_message_is_not_the_message_s(by_method):
     extra = b"354 go ahead\r\n250 not asked for\r\n"
@@ -876,6 +892,21 @@ def test_a_reply_too_many_before_the_message_is_not_the_message_s(by_method):
             client.mail = client.mail
         with pytest.raises(fastsmtp.SMTPProtocolError, match=r"354 go ahead|250 not asked for"):
             client.sendmail(FROM, A, HELLO)
+        assert client.sock is None
+
+
+def test_last_words_that_cannot_be_read():
+    def play(connection: Connection) -> None:
+        for reply in (b"220 x\r\n", b"250 x\r\n", b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
+            connection.send(reply)
+            connection.line()
+        connection.send(b"552-" + b"x" * 9000)
+        connection.play(reset)
+
+    with Server(play) as server, fastsmtp.SMTP(server.host, server.port, NAME, timeout=5) as client:
+        client.mail = client.mail
+        error = send(client, A, b"x" * 5_000_000)
+        assert isinstance(error, smtplib.SMTPException)
         assert client.sock is None
 
 

@@ -14,7 +14,7 @@ wanted = os.environ.get("FASTSMTP_BUILD_EXTENSION", "")
 if wanted not in ("yes", "no", ""):
     sys.exit(f"FASTSMTP_BUILD_EXTENSION must be yes, no or unset, not {wanted!r}")
 if not wanted and platform.python_implementation() == "PyPy":
-    wanted = "no"  # PyPy's JIT runs the Python codec faster than cpyext runs the compiled one.
+    wanted = "no"  # The extension is for CPython; PyPy has the codec in Python.
 
 # setuptools hands .pyx sources to Cython itself, and puts them, not the generated C, in the sdist.
 codec = Extension(

@@ -16,18 +16,6 @@ if TYPE_CHECKING:
     Mechanism = Callable[[str, str], Responder]
 
 
-def utf8(secret: str) -> bytes:
-    """Return a secret in UTF-8.
-
-    Raises ValueError if it cannot be expressed; it does not show it.
-    """
-    try:
-        return secret.encode("utf-8")
-    except UnicodeEncodeError:
-        pass  # the error carries the secret
-    raise ValueError("a SASL value cannot be expressed in UTF-8")
-
-
 def cram_md5(user: str, password: str) -> "Responder":
     """CRAM-MD5: the password keys a digest of the challenge (RFC 2195)."""
 

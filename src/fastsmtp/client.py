@@ -621,12 +621,12 @@ class SMTP(_smtplib.SMTP):
             self._secrets = ()
 
     def _in_base64(self, answer: "str | bytes") -> bytes:
-        if _api.encode_base64 is body_encode:
-            encoded = codec.sasl_base64(answer)
-        else:
-            raw = _auth.utf8(answer) if isinstance(answer, str) else answer
+        encoded = codec.sasl_base64(answer)
+        if _api.encode_base64 is not body_encode:
+            raw = codec.decode_challenge(encoded)
             encoded = _api.encode_base64(raw, eol="").encode("ascii")
-        self._secrets += tuple(secret for secret in (encoded,) if len(secret) >= _TELLING)
+        if len(encoded) >= _TELLING:
+            self._secrets += (encoded,)
         return encoded
 
     def auth_cram_md5(self, challenge: "ReadableBuffer | None" = None) -> "Any":
@@ -635,8 +635,8 @@ class SMTP(_smtplib.SMTP):
             return None
         if not _api._have_cram_md5_support:
             raise SMTPException("CRAM-MD5 is not supported")
-        key = _auth.utf8(self._password())
-        return self.user + " " + hmac.HMAC(key, challenge, "md5").hexdigest()
+        answer = codec.sasl_cram_md5(self.user, self._password(), bytes(challenge))
+        return codec.decode_challenge(answer).decode("utf-8")
 
     def auth_plain(self, challenge: "ReadableBuffer | None" = None) -> str:
         """Authobject for PLAIN (RFC 4616), with `user` and `password`."""

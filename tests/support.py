@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import hmac
 import itertools
+import operator
 import re
 import select
 import socket
@@ -316,7 +318,7 @@ class ModelServer(Server):
         message data; with LMTP one for each accepted recipient) and
         "response" (a line of an AUTH exchange).  What the override's code
         means holds: 5xx for RCPT and the recipient is refused.
-    users: passwords, or tokens for XOAUTH2, by user name.
+    users: passwords, or tokens for XOAUTH2 and OAUTHBEARER, by user name.
     tls: the context for STARTTLS, or with implicit_tls for the whole session.
     lmtp: LHLO, and one reply for each recipient after the data (RFC 2033).
     """
@@ -553,7 +555,68 @@ def _xoauth2(users: Mapping[str, str], initial: str | None) -> Exchange:
     return None
 
 
-MECHANISMS = {"PLAIN": _plain, "LOGIN": _login, "CRAM-MD5": _cram_md5, "XOAUTH2": _xoauth2}
+def _oauthbearer(users: Mapping[str, str], initial: str | None) -> Exchange:
+    response = _decoded(initial if initial is not None else (yield b""))
+    pairs = "(?:host=[^\x01]+\x01)?(?:port=[1-9][0-9]*\x01)?"
+    match = re.fullmatch(f"n,a=([^,]+),\x01{pairs}auth=Bearer (.*)\x01\x01", response)
+    user = _name(match[1]) if match else ""
+    if match and users.get(user) == match[2]:
+        return user
+    # RFC 7628, section 3.2.3: the client acknowledges this by a single ^A.
+    if (yield b'{"status":"invalid_token"}') != "AQ==":
+        raise ValueError("an OAUTHBEARER error was not acknowledged")
+    return None
+
+
+def scram_sha_256(
+    users: Mapping[str, str],
+    initial: str | None,
+    *,
+    binding: tuple[str, bytes] | None = None,
+    iterations: int = 4096,
+) -> Exchange:
+    """Play SCRAM-SHA-256, or with channel binding data SCRAM-SHA-256-PLUS (RFC 5802)."""
+    first = _decoded(initial if initial is not None else (yield b""))
+    flag, _, bare = first.split(",", 2)
+    attributes = dict(each.split("=", 1) for each in bare.split(","))
+    user, nonce = _name(attributes["n"]), attributes["r"] + "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+    salt = b"sixteen octets.."
+    server_first = f"r={nonce},s={base64.b64encode(salt).decode()},i={iterations}"
+    final = _decoded((yield server_first.encode()))
+    unproven, _, proof = final.rpartition(",p=")
+    kind, data = binding or ("", b"")
+    bound = base64.b64encode(f"{flag},,".encode() + data).decode()
+
+    salted = hashlib.pbkdf2_hmac("sha256", users.get(user, "").encode(), salt, iterations)
+    message = f"{bare},{server_first},{unproven}".encode()
+    stored_key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    signature = hmac.digest(stored_key, message, "sha256")
+    client_key = bytes(map(operator.xor, base64.b64decode(proof, validate=True), signature))
+    if (
+        user not in users
+        or flag not in ([f"p={kind}"] if binding else ["n", "y"])
+        or unproven != f"c={bound},r={nonce}"
+        or hashlib.sha256(client_key).digest() != stored_key
+    ):
+        yield b"e=invalid-proof"
+        return None
+    server_key = hmac.digest(salted, b"Server Key", "sha256")
+    verifier = base64.b64encode(hmac.digest(server_key, message, "sha256"))
+    return user if (yield b"v=" + verifier) == "" else None
+
+
+def _name(saslname: str) -> str:
+    return saslname.replace("=2C", ",").replace("=3D", "=")
+
+
+MECHANISMS = {
+    "PLAIN": _plain,
+    "LOGIN": _login,
+    "CRAM-MD5": _cram_md5,
+    "XOAUTH2": _xoauth2,
+    "OAUTHBEARER": _oauthbearer,
+    "SCRAM-SHA-256": scram_sha_256,
+}
 
 
 # -- certificates -------------------------------------------------------------

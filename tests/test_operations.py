@@ -283,6 +283,96 @@ def test_as_many_challenges_as_are_allowed(options):
     assert type(exchange(allowed + 1).error) is SMTPException
 
 
+def test_an_error_about_a_token_is_acknowledged_and_told():
+    respond = auth.oauthbearer("user", "secret")
+    played = play(authenticate("OAUTHBEARER", respond), f"334 {b64(JSON)}", "535 no")
+    initial = b64("n,a=user,\1auth=Bearer secret\1\1")
+    assert played.sent == [line("AUTH", "OAUTHBEARER", initial), b"AQ==\r\n"]
+    assert played.error.args == (535, b"no\n" + JSON.encode())
+
+
+# RFC 7677, section 3
+NONCE = "rOprNGfwEbeRWgbNEkqO"
+SERVER_NONCE = f"{NONCE}%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+SERVER_FIRST = f"334 {b64(f'r={SERVER_NONCE},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096')}"
+SERVER_FINAL = f"334 {b64('v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=')}"
+PROOF = "dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
+SCRAM = [
+    line("AUTH", "SCRAM-SHA-256", b64(f"n,,n=user,r={NONCE}")),
+    line(b64(f"c=biws,r={SERVER_NONCE},p={PROOF}")),
+]
+UNPROVEN = b"the server has not proven that it knows the password (RFC 5802, section 5)\n"
+WRONG = b"the server's signature is wrong (RFC 5802, section 5)\n"
+MALFORMED = b"the server's message is malformed, or needs an extension (RFC 5802, section 7)\n"
+
+PROVE = [
+    # replies, what is written, result or the error's code and text
+    ([SERVER_FIRST, SERVER_FINAL, "235 ok"], [*SCRAM, b"\r\n"], Reply(235, b"ok")),
+    ([SERVER_FIRST, SERVER_FINAL, "454 no"], [*SCRAM, b"\r\n"], (454, b"no")),
+    ([SERVER_FIRST, "535 no"], SCRAM, (535, b"no")),
+    (["504 what?"], SCRAM[:1], (504, b"what?")),
+    # a success that proves nothing
+    ([SERVER_FIRST, "235 ok"], SCRAM, (535, UNPROVEN + b"235 ok")),
+    (["235 ok"], SCRAM[:1], (535, UNPROVEN + b"235 ok")),
+    (["503 already"], SCRAM[:1], (535, UNPROVEN + b"503 already")),
+    # a server that does not know the password, or the protocol
+    ([SERVER_FIRST, f"334 {b64('v=AAAA')}", "501 -"], [*SCRAM, b"*\r\n"], (535, WRONG + b"501 -")),
+    (
+        [SERVER_FIRST, f"334 {b64('v=AAAA')}", "235 ok"],
+        [*SCRAM, b"*\r\n"],
+        (535, WRONG + b"235 ok"),
+    ),
+    (["334 ", "501 -"], [SCRAM[0], b"*\r\n"], (535, MALFORMED + b"501 -")),
+    (["334 a", "501 -"], [SCRAM[0], b"*\r\n"], (535, UNPROVEN + b"501 -")),
+    (
+        [SERVER_FIRST, SERVER_FINAL, "334 ", "501 -"],
+        [*SCRAM, b"\r\n", b"*\r\n"],
+        (501, b"-\nAUTH was cancelled"),
+    ),
+    # RFC 5802, section 7: server-error
+    (
+        [SERVER_FIRST, f"334 {b64('e=invalid-proof')}", "535 no"],
+        [*SCRAM, b"\r\n"],
+        (535, b"no\ne=invalid-proof"),
+    ),
+    (
+        [SERVER_FIRST, f"334 {b64('e=invalid-proof')}", "235 ok"],
+        [*SCRAM, b"\r\n"],
+        (535, UNPROVEN + b"235 ok"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("script", "written", "outcome"), PROVE)
+def test_a_server_that_has_to_prove_itself(script, written, outcome):
+    respond = auth.scram_sha_256("user", "pencil", nonce=NONCE)
+    played = play(authenticate("SCRAM-SHA-256", respond), *script)
+    assert (played.sent, played.owed) == (written, 0)
+    if isinstance(outcome, Reply):
+        assert (played.error, played.result) == (None, outcome)
+    else:
+        assert type(played.error) is SMTPAuthenticationError
+        assert played.error.args == outcome
+
+
+def test_proof_without_an_initial_response():
+    respond = auth.scram_sha_256("user", "pencil", nonce=NONCE)
+    operation = authenticate("SCRAM-SHA-256", respond, initial_response=False)
+    played = play(operation, "334 ", SERVER_FIRST, SERVER_FINAL, "235 ok")
+    assert played.result == (235, b"ok")
+    first = SCRAM[0].rpartition(b" ")[2]
+    assert played.sent == [b"AUTH SCRAM-SHA-256\r\n", first, SCRAM[1], b"\r\n"]
+
+
+@pytest.mark.parametrize("script", [["235 ok"], ["334 ", "501 -"]])
+def test_a_server_that_has_not_proven_itself_gets_no_password(script):
+    mechanisms = auth.candidates("PLAIN SCRAM-SHA-256", user="user", password="pencil")
+    assert [name for name, _ in mechanisms] == ["SCRAM-SHA-256", "PLAIN"]
+    played = play(login(mechanisms), *script)
+    assert played.verbs.count("AUTH") == 1
+    assert played.error.smtp_code == 535
+
+
 LOGIN = [
     # replies to AUTH PLAIN, XOAUTH2 and EXTERNAL, how many are tried, result or error
     (["235 ok"], 1, (235, b"ok")),

@@ -147,8 +147,12 @@ def authenticate(
     """Go through one AUTH exchange and return the reply that ended it well.
 
     Raises SMTPAuthenticationError if it did not, with what the server told in
-    a challenge before (XOAUTH2's JSON), and SMTPException if the server goes on
-    with challenges.  RFC 4954, section 4.
+    a challenge before (JSON about a token, SCRAM's server-error), and
+    SMTPException if the server goes on with challenges.  RFC 4954, section 4.
+
+    A server that did not prove itself to a responder with *distrust* has not
+    succeeded either, whatever it says.  The error has the code 535 then, for
+    no other mechanism should give it the password.
     """
     encoded = respond(None) if initial_response else None
     line = mechanism.encode("ascii")
@@ -162,6 +166,7 @@ def authenticate(
         told, answer = _answer(reply.text, respond)
         if answer is None:
             reply = yield from command(b"*\r\n", "")
+            _check_proof(respond, reply)
             raise SMTPAuthenticationError(reply.code, reply.text + b"\nAUTH was cancelled")
         reply = yield from command(answer + b"\r\n", "")
         if challenges > max_challenges:
@@ -169,8 +174,9 @@ def authenticate(
                 f"Server AUTH mechanism infinite loop. Last response: {tuple(reply)!r}"
             )
     if reply.code in (235, 503):
+        _check_proof(respond, reply)
         return reply
-    if told.startswith(b"{"):
+    if told.startswith((b"{", b"e=")):
         raise SMTPAuthenticationError(reply.code, reply.text + b"\n" + told)
     raise SMTPAuthenticationError(*reply)
 
@@ -182,6 +188,13 @@ def _answer(text: bytes, respond: "Responder") -> "tuple[bytes, bytes | None]":
     except ValueError:
         return text, None
     return challenge, respond(challenge)
+
+
+def _check_proof(respond: "Responder", reply: "Reply") -> None:
+    """Raise SMTPAuthenticationError if the server had to prove itself, and has not."""
+    distrust = getattr(respond, "distrust", "")
+    if distrust:
+        raise SMTPAuthenticationError(535, f"{distrust}\n{reply.code} ".encode() + reply.text)
 
 
 # -- mail ---------------------------------------------------------------------
@@ -215,12 +228,27 @@ class Outcome:
         #: The connection cannot be brought back into step without sending mail.
         self.must_close = False
 
+    def take_mail(self, reply: "Reply") -> None:
+        """Take the reply to MAIL."""
+        self.mail = self.last = reply
+
     def take_rcpt(self, reply: "Reply") -> None:
         """Take the reply to the next RCPT."""
         self.last = reply
         self.rcpts.append(reply)
         if reply.code in ACCEPTED and self.mail.code == 250:
             self.accepted += 1
+
+    def take_data(self, reply: "Reply") -> None:
+        """Take the reply to DATA."""
+        self.data = self.last = reply
+
+    def take_final(self, reply: "Reply") -> None:
+        """Take a reply to the message."""
+        self.last = reply
+        self.finals.append(reply)
+        if reply.code == 250:
+            self.delivered = True
 
     @property
     def closing(self) -> bool:
@@ -234,6 +262,7 @@ def send(
     *,
     pipelining: bool = False,
     lmtp: bool = False,
+    outcome: "Outcome | None" = None,
 ) -> "Operation[Outcome]":
     """Go through one mail transaction; return how it went, refusals included.
 
@@ -244,38 +273,39 @@ def send(
 
     A refused recipient does not stop the others.  What is refused as a whole
     is followed by RSET, so that no transaction stays open, but after a 421.
+    What comes is written to *outcome*, if given, as it comes.
     """
-    return (_in_a_flight if pipelining else _in_steps)(envelope, payload, lmtp)
+    if outcome is None:
+        outcome = Outcome()
+    return (_in_a_flight if pipelining else _in_steps)(envelope, payload, lmtp, outcome)
 
 
 def _in_steps(
-    envelope: "Envelope", payload: "Sequence[Buffer]", lmtp: bool
+    envelope: "Envelope", payload: "Sequence[Buffer]", lmtp: bool, outcome: Outcome
 ) -> "Operation[Outcome]":
-    outcome = Outcome()
-    outcome.mail = outcome.last = yield from command(envelope.mail, "MAIL")
+    outcome.take_mail((yield from command(envelope.mail, "MAIL")))
     if outcome.mail.code == 250:
         for line in envelope.rcpts:
             outcome.take_rcpt((yield from command(line, "RCPT")))
             if outcome.closing:
                 return outcome
     if outcome.accepted:
-        outcome.data = outcome.last = yield from command(envelope.verbs.data, "DATA")
+        outcome.take_data((yield from command(envelope.verbs.data, "DATA")))
     yield from _finish(outcome, envelope, payload, lmtp)
     return outcome
 
 
 def _in_a_flight(
-    envelope: "Envelope", payload: "Sequence[Buffer]", lmtp: bool
+    envelope: "Envelope", payload: "Sequence[Buffer]", lmtp: bool, outcome: Outcome
 ) -> "Operation[Outcome]":
-    outcome = Outcome()
     yield Send((envelope.flight,), len(envelope.rcpts) + 2, "MAIL")
-    outcome.mail = outcome.last = yield NEED_REPLY
+    outcome.take_mail((yield NEED_REPLY))
     for _ in envelope.rcpts:
         if outcome.closing:
             return outcome
         outcome.take_rcpt((yield NEED_REPLY))
     if not outcome.closing:
-        outcome.data = outcome.last = yield NEED_REPLY
+        outcome.take_data((yield NEED_REPLY))
         yield from _finish(outcome, envelope, payload, lmtp)
     return outcome
 
@@ -289,20 +319,17 @@ def _finish(
             replies = outcome.accepted if lmtp else 1
             yield Send(payload, replies, ".")
             for _ in range(replies):
-                if not outcome.closing:
-                    outcome.last = yield NEED_REPLY
-                outcome.finals.append(outcome.last)  # a 421 is what the rest have, too
-                if outcome.last.code == 250:
-                    outcome.delivered = True
+                # A 421 is what the rest have, too.
+                outcome.take_final(outcome.last if outcome.closing else (yield NEED_REPLY))
         else:
-            yield from _no_data(outcome, lmtp)
+            yield from finish_without_data(outcome, lmtp)
     elif outcome.data is not None and 200 <= outcome.data.code < 300:
         outcome.must_close = True  # nothing answers DATA so: it answers something else
     if not outcome.delivered and not outcome.closing:
         yield from _reset(envelope, outcome)
 
 
-def _no_data(outcome: Outcome, lmtp: bool) -> "Operation[None]":
+def finish_without_data(outcome: Outcome, lmtp: bool) -> "Operation[None]":
     """After a flight in which DATA alone succeeded: send a single dot (RFC 2920, section 3.1).
 
     Nothing is delivered by it, for there is no recipient.  Where the server

@@ -74,6 +74,30 @@ else:
     __all__ += ["SMTP_SSL"]
 
 
+# What is for bulk sending takes longer to import than all the rest, and is not always needed.
+_LAZY = {
+    "Delivery": "delivery",
+    "DeliverBy": "options",
+    "Mailer": "bulk",
+    "Message": "outgoing",
+    "Options": "options",
+    "Recipient": "options",
+    "RecipientResult": "delivery",
+    "Timeouts": "pool",
+    "Totals": "delivery",
+}
+__all__ += _LAZY
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    return found
+
+
 def implementation() -> str:
     """Return which codec is in use: "c" or "python"."""
     return _codec_in_use.IMPLEMENTATION

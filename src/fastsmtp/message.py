@@ -47,20 +47,23 @@ def envelope_addresses(
     return from_addr, to_addrs
 
 
-def serialize(message: "AnyMessage", *, utf8: bool = False) -> bytes:
+def serialize(message: "AnyMessage", *, utf8: bool = False, seven_bit: bool = False) -> bytes:
     """Return a message as it is sent: CRLF newlines, no Bcc and no Resent-Bcc field.
 
-    With *utf8* the header is written in UTF-8 (RFC 6532).  The message itself
-    is not changed.  Raises what email.generator.BytesGenerator does.
+    With *utf8* the header is written in UTF-8 (RFC 6532).  With *seven_bit*
+    parts in 8bit get another transfer encoding, for a server without 8BITMIME
+    (RFC 6152).  The message itself is not changed.  Raises what
+    email.generator.BytesGenerator does.
     """
     outgoing = copy.copy(message)
     del outgoing["Bcc"]  # this also gives the copy a field list of its own
     del outgoing["Resent-Bcc"]
-    policy: Any = None
+    changes: dict[str, Any] = {"cte_type": "7bit"} if seven_bit else {}
     if utf8:
-        policy = message.policy.clone(utf8=True)  # type: ignore[call-arg]
+        changes["utf8"] = True
     else:
         _write_domains_in_ascii(outgoing)
+    policy = message.policy.clone(**changes) if changes else None
     with io.BytesIO() as buffer:
         BytesGenerator(buffer, policy=policy).flatten(outgoing, linesep="\r\n")
         return buffer.getvalue()

@@ -1,0 +1,156 @@
+"""All that is said on one connection of a Mailer, from the greeting to QUIT."""
+
+from . import auth
+from .errors import SMTPNotSupportedError, SMTPResponseException
+from .operations import START_TLS, greet, hello, login, quit_session, starttls
+from .transactions import chunked, one_by_one, overlapped
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .operations import Operation
+
+    Secret = str | Callable[[], str]
+    ChannelBinding = tuple[str, bytes] | None
+
+
+class Established:
+    """An effect: the session is open; answered with a Mode.
+
+    *extensions* is what the server offers in it, nothing after HELO.
+    """
+
+    __slots__ = ("extensions",)
+
+    def __init__(self, extensions: "dict[str, str]") -> None:
+        self.extensions = extensions
+
+
+class Mode:
+    """How transactions follow one another: pipelined or not, by BDAT, how many in flight."""
+
+    __slots__ = ("chunking", "depth", "pipelining")
+
+    def __init__(self, pipelining: bool, chunking: bool, depth: int) -> None:
+        self.pipelining = pipelining
+        self.chunking = chunking
+        self.depth = depth
+
+
+class Credentials:
+    """Who logs in, and how; secrets are asked for anew on each connection.
+
+    *mechanisms* are SASL mechanisms in the order to try them, None for the
+    strongest first.  With *cleartext* they may be sent without TLS.
+    """
+
+    __slots__ = ("cleartext", "mechanisms", "password", "token", "user")
+
+    def __init__(
+        self,
+        user: str,
+        password: "Secret | None",
+        token: "Secret | None",
+        mechanisms: "Sequence[str] | None",
+        cleartext: bool,
+    ) -> None:
+        self.user = user
+        self.password = password
+        self.token = token
+        self.mechanisms = mechanisms
+        self.cleartext = cleartext
+
+
+class Terms:
+    """What a conversation is to be like.
+
+    *tls* is ``implicit``, ``starttls`` (required), ``opportunistic`` or
+    ``none``.  *host* and *port* are for mechanisms that name the server.
+    """
+
+    __slots__ = ("credentials", "host", "lmtp", "local_hostname", "port", "tls")
+
+    def __init__(
+        self,
+        *,
+        local_hostname: str,
+        tls: str,
+        lmtp: bool = False,
+        credentials: "Credentials | None" = None,
+        host: str = "",
+        port: int = 0,
+    ) -> None:
+        self.local_hostname = local_hostname
+        self.tls = tls
+        self.lmtp = lmtp
+        self.credentials = credentials
+        self.host = host
+        self.port = port
+
+
+def converse(
+    terms: Terms, binding: "Callable[[], ChannelBinding]"
+) -> "Operation[None]":
+    """Open a session, go through transactions, and say QUIT.
+
+    *binding* tells the TLS session's channel binding (RFC 5056).
+
+    Raises what greet() and login() raise, and SMTPNotSupportedError for a
+    server that does not offer what *terms* require.
+    """
+    secure = terms.tls == "implicit"
+    if secure:
+        yield START_TLS
+    verb = "LHLO" if terms.lmtp else "EHLO"
+    extensions = (yield from greet(terms.local_hostname, verb=verb)) or {}
+    if terms.tls in ("starttls", "opportunistic"):
+        if "starttls" in extensions:
+            reply = yield from starttls()
+            if reply.code != 220:
+                raise SMTPResponseException(*reply)
+            secure = True
+            extensions = (yield from hello(terms.local_hostname, verb=verb)) or {}
+        elif terms.tls == "starttls":
+            raise SMTPNotSupportedError("STARTTLS is required, and not offered by the server")
+    if terms.credentials is not None:
+        yield from _log_in(terms, terms.credentials, extensions, secure, binding)
+    mode: Mode = yield Established(extensions)
+    if not mode.pipelining:
+        in_step = yield from one_by_one()
+    elif mode.chunking:
+        in_step = yield from chunked(depth=mode.depth)
+    else:
+        in_step = yield from overlapped()
+    if in_step:
+        yield from quit_session()
+
+
+def _log_in(
+    terms: Terms,
+    credentials: Credentials,
+    extensions: "dict[str, str]",
+    secure: bool,
+    binding: "Callable[[], ChannelBinding]",
+) -> "Operation[None]":
+    if not secure and not credentials.cleartext:
+        raise SMTPNotSupportedError(
+            "credentials are not sent without TLS, unless cleartext_auth=True says so"
+        )
+    if "auth" not in extensions:
+        raise SMTPNotSupportedError("SMTP AUTH extension not supported by server.")
+    mechanisms = auth.candidates(
+        extensions["auth"],
+        user=credentials.user,
+        password=_secret(credentials.password),
+        token=_secret(credentials.token),
+        mechanisms=credentials.mechanisms,
+        channel_binding=binding() if secure else None,
+        host=terms.host,
+        port=terms.port,
+    )
+    yield from login(mechanisms)
+
+
+def _secret(secret: "Secret | None") -> "str | None":
+    return secret() if callable(secret) else secret

@@ -1,0 +1,253 @@
+"""A message on its way: the transactions it takes, and what they come to.
+
+Pure: no socket, no clock.  One message may take several transactions: where a
+server limits recipients, where some are refused for now, and where a
+connection is lost before the message can have been taken.
+"""
+
+from .delivery import Delivery, RecipientResult, overall
+from .operations import ACCEPTED
+from .options import domain_of
+from .outgoing import outgoing, prepare
+from .transactions import Transaction
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Any
+
+    from .options import Limits, Options, Recipient
+    from .outgoing import Message, Server
+    from .reply import Reply
+
+#: Connections that may be lost under a message before it is given up.
+MOST_LOSSES = 5
+
+#: What a job wants next: nothing more, another transaction, or one after a while.
+DONE, AGAIN, LATER = "done", "again", "later"
+
+_TOO_MANY = (4, 5, 3)  # recipients, with 452: RFC 3463, section 3.6
+_NO_LIMIT = 1 << 30
+_new = tuple.__new__
+
+
+class Job:
+    """One message that was handed in, until it has its Delivery.
+
+    *retries* is how often recipients that are refused for now are tried again;
+    *report* is for the driver, who calls it with the Delivery.
+    """
+
+    __slots__ = (
+        "all", "attempts", "began", "connection", "error", "group", "handed_in", "losses",
+        "message", "octets", "positions", "reply", "report", "results", "retries", "waiting",
+    )  # fmt: skip
+
+    def __init__(
+        self, handed_in: "Any", report: "Callable[[Delivery], object]", retries: int, began: float
+    ) -> None:
+        self.handed_in = handed_in
+        self.report = report
+        self.retries = retries
+        self.began = began
+        self.attempts = self.losses = self.connection = self.octets = 0
+        self.error: Exception | None = None
+        self.reply: Reply | None = None
+        self.message: Message | None = None
+        #: The most recipients in one transaction, as the server has shown.
+        self.group: int | None = None
+        #: Recipients, by position, that need a transaction yet; None: all of them.
+        self.waiting: list[int] | None = None
+        #: Those of the transaction that is under way; None: all of them.
+        self.positions: list[int] | None = None
+        #: What is known so far; for those that are waiting, what came last.
+        self.results: dict[int, RecipientResult] = {}
+        #: All results, once every recipient was accepted at the first attempt.
+        self.all: tuple[RecipientResult, ...] | None = None
+
+    # -- before a transaction --
+
+    def transaction(
+        self,
+        server: "Server",
+        options: "Options | None" = None,
+        limits: "Limits | None" = None,
+        domains: "set[str] | None" = None,
+    ) -> "Transaction | None":
+        """Return the next transaction, for one server; None if it is not for this session.
+
+        *options* are those of messages without their own.  *domains* are those
+        that recipients had in the session so far: what *limits* counts.
+
+        Raises what outgoing() and prepare() raise.
+        """
+        message = self.message
+        if message is None:
+            message = self.message = outgoing(self.handed_in)
+        self.positions = self.waiting
+        recipients = message.recipients
+        if limits is not None or self.group is not None:
+            self.positions = self._first_group(limits, domains)
+            if not self.positions and recipients:
+                return None
+        if self.positions is not None:
+            recipients = [recipients[position] for position in self.positions]
+        envelope, payload, self.octets = prepare(message, recipients, options, server)
+        self.attempts += 1
+        return Transaction(envelope, payload, self.octets, self, lmtp=server.lmtp)
+
+    def _first_group(
+        self, limits: "Limits | None", domains: "set[str] | None"
+    ) -> "list[int]":
+        """Return the recipients that the next transaction may have (RFC 9422), by position."""
+        most = min(self.group or _NO_LIMIT, (limits and limits.rcpt_max) or _NO_LIMIT)
+        most_domains = (limits and limits.rcpt_domain_max) or _NO_LIMIT
+        domains = set() if domains is None else domains
+        addresses = self._addresses()
+        group: list[int] = []
+        for position in self._all_waiting():
+            domain = domain_of(addresses[position])
+            if domain in domains or len(domains) < most_domains:
+                domains.add(domain)
+                group.append(position)
+                if len(group) == most:
+                    break
+        return group
+
+    def _addresses(self) -> "list[str]":
+        recipients: Sequence[str | Recipient] = self.message.recipients if self.message else ()
+        return [to if isinstance(to, str) else to.address for to in recipients]
+
+    # -- after it --
+
+    def settle(self, transaction: Transaction) -> str:
+        """Take a transaction that is over; say what is to be done next."""
+        outcome = transaction.outcome
+        self.reply = last = outcome.last
+        if outcome.delivered:
+            if self.positions is None and outcome.accepted == len(transaction.envelope.rcpts):
+                if not transaction.lmtp:  # what nearly all come to
+                    self.all = tuple(
+                        [_new(RecipientResult, (to, "accepted", last)) for to in self._addresses()]
+                    )
+                    return DONE
+        elif last[0] == 421:
+            return self._after_closing(transaction)
+        return self._note(transaction)
+
+    def lose(self, transaction: Transaction, error: Exception, resend_unknown: bool) -> str:
+        """Take that the connection went before a transaction was over."""
+        self.error = error
+        self.losses += 1
+        if transaction.may_be_taken:
+            return self._note(transaction, resend_unknown and self.losses < MOST_LOSSES)
+        if self.losses < MOST_LOSSES:
+            return AGAIN
+        return self.give_up(error)
+
+    def give_up(self, error: "Exception | None" = None) -> str:
+        """Let what is waiting be: what the server has not refused is not sent."""
+        self.error = error or self.error
+        for position, address in enumerate(self._addresses()):
+            if position not in self.results:
+                self.results[position] = RecipientResult(address, "not_sent", None)
+        return DONE
+
+    def delivery(self, now: float) -> Delivery:
+        """Return the result, *now* being the time in seconds."""
+        results = self.all
+        if results is not None:
+            status, error = "accepted", None
+        else:
+            results = tuple([self.results[position] for position in sorted(self.results)])
+            status = overall(results)
+            error = self.error if status in ("not_sent", "unknown") else None
+        return _new(
+            Delivery,
+            (
+                self.handed_in, status, results, self.reply, self.attempts, self.connection,
+                now - self.began, error,
+            ),
+        )  # fmt: skip
+
+    def _after_closing(self, transaction: Transaction) -> str:
+        """Take a 421: it is about the connection rather than about the message."""
+        self.losses += 1
+        if self.losses < MOST_LOSSES:
+            return AGAIN
+        addresses = self._addresses()
+        for position in self._under_way():
+            result = RecipientResult(addresses[position], "deferred", transaction.outcome.last)
+            self.results[position] = result
+        return self.give_up()
+
+    def _note(self, transaction: Transaction, resend_unknown: bool = False) -> str:
+        """Note each recipient's result; say whether some need a further transaction."""
+        addresses = self._addresses()
+        again: list[int] = []
+        later: list[int] = []
+        for position, (status, reply) in zip(
+            self._under_way(), _judgements(transaction), strict=True
+        ):
+            self.results[position] = RecipientResult(addresses[position], status, reply)
+            if status == "deferred":
+                if transaction.outcome.accepted and _is_for_the_number(reply):
+                    again.append(position)
+                elif self.retries:
+                    later.append(position)
+            elif status == "unknown" and resend_unknown:
+                again.append(position)
+        if again and transaction.outcome.delivered:
+            self.group = transaction.outcome.accepted
+        return self._go_on(again, later)
+
+    def _go_on(self, again: "list[int]", later: "list[int]") -> str:
+        under_way = set(self._under_way())
+        left = [position for position in self._all_waiting() if position not in under_way]
+        self.waiting = sorted(left + again + later)
+        if left or again:
+            return AGAIN
+        if later:
+            self.retries -= 1
+            return LATER
+        return DONE
+
+    def _all_waiting(self) -> "Iterable[int]":
+        return range(len(self._addresses())) if self.waiting is None else self.waiting
+
+    def _under_way(self) -> "Iterable[int]":
+        return self._all_waiting() if self.positions is None else self.positions
+
+
+def _judgements(transaction: Transaction) -> "Iterator[tuple[str, Reply | None]]":
+    """Yield for each recipient its status and the reply that decided."""
+    outcome = transaction.outcome
+    refusal = outcome.refusal
+    finals = iter(outcome.finals)
+    final = None if transaction.lmtp else next(finals, None)
+    for position in range(len(transaction.envelope.rcpts)):
+        reply = refusal
+        if reply is None and position < len(outcome.rcpts):
+            reply = outcome.rcpts[position]
+            if reply[0] in ACCEPTED:
+                reply = next(finals, None) if transaction.lmtp else final
+                if not transaction.committed:
+                    reply = outcome.data
+        yield _status(reply, outcome.delivered), reply
+
+
+def _status(reply: "Reply | None", delivered: bool) -> str:
+    if reply is None:
+        return "unknown"
+    if reply[0] == 250:
+        return "accepted"
+    if reply[0] >= 500:
+        return "rejected"
+    if reply[0] >= 400 or not delivered:
+        return "deferred"
+    return "unknown"  # 252 to RCPT: the server may have sent the message there, too
+
+
+def _is_for_the_number(reply: "Reply | None") -> bool:
+    """Say whether a recipient was refused for coming after too many others."""
+    return reply is not None and reply[0] == 452 and reply.enhanced in (None, _TOO_MANY)

@@ -48,7 +48,7 @@ demo: .venv/demo-$(TAG)/$(STAMP)  ## send real messages by smtplib and fastsmtp,
 ifeq ($(FASTSMTP_BUILD_EXTENSION),no)
 	$(NO_EXTENSION)
 endif
-	$(call bin,demo)/python examples/demo.py
+	$(call bin,demo)/fastsmtp demo
 
 test: .venv/test-$(TAG)/$(STAMP)  ## the test suite, on the compiled codec and on the Python one
 ifeq ($(FASTSMTP_BUILD_EXTENSION),no)
@@ -58,7 +58,8 @@ else
 endif
 	FASTSMTP_IMPL=python $(call bin,test)/python -m pytest $(ARGS)
 
-PURE := protocol operations auth envelope reply message _codec_py codec errors
+PURE := protocol operations auth envelope reply message _codec_py codec errors options pace \
+	transactions conversation jobs delivery outgoing
 comma := ,
 empty :=
 space := $(empty) $(empty)

@@ -32,6 +32,14 @@ from .errors import (
 )
 from .installation import install, uninstall
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .bulk import Mailer
+    from .delivery import Delivery, RecipientResult, Totals
+    from .options import DeliverBy, Options, Recipient
+    from .outgoing import Message
+    from .pool import Timeouts
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -86,7 +94,7 @@ _LAZY = {
     "Timeouts": "pool",
     "Totals": "delivery",
 }
-__all__ += _LAZY
+__all__ += list(_LAZY)
 
 
 def __getattr__(name: str) -> object:

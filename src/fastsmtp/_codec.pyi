@@ -4,6 +4,7 @@ from ._codec_py import MAX_REPLY as MAX_REPLY
 from ._codec_py import ReplyParser as ReplyParser
 from ._codec_py import data_payload as data_payload
 from ._codec_py import decode_challenge as decode_challenge
+from ._codec_py import envelope_commands as envelope_commands
 from ._codec_py import normalize_newlines as normalize_newlines
 from ._codec_py import sasl_base64 as sasl_base64
 from ._codec_py import sasl_cram_md5 as sasl_cram_md5

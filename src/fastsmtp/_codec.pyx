@@ -442,6 +442,48 @@ cdef class ReplyParser:
             self.line = self.searched = end
 
     @cython.critical_section
+    def take_replies(self, tuple codes not None):
+        """Take as many replies as there are codes, if they have just these; return their texts.
+
+        Returns None, and takes nothing, unless all of them are here, each on
+        one line, and with its code and a space.  Texts are as in next_reply().
+        """
+        cdef Py_ssize_t line = self.start
+        cdef Py_ssize_t number = len(codes)
+        cdef Py_ssize_t i, end
+        cdef const char *start
+        cdef const char *newline
+        cdef int code
+        if self.line != line:
+            return None
+        for i in range(number):
+            start = self.buffer + line
+            if self.end - line < 5:
+                return None
+            newline = <const char *>memchr(start + 4, c"\n", self.end - line - 4)
+            if newline is NULL:
+                return None
+            end = newline - self.buffer + 1
+            code = codes[i]
+            if (
+                start[0] != 48 + code // 100
+                or start[1] != 48 + code // 10 % 10
+                or start[2] != 48 + code % 10
+                or start[3] != c" "
+                or end - line > self.max_line
+                or end - line > self.max_reply
+            ):
+                return None
+            line = end
+        texts = []
+        for i in range(number):
+            start = self.buffer + self.start
+            newline = <const char *>memchr(start, c"\n", self.end - self.start)
+            texts.append(stripped(start, newline + 1))
+            self.drop(newline - self.buffer + 1)
+        return texts
+
+    @cython.critical_section
     def take_line(self, Py_ssize_t limit):
         """Take one raw line, at most *limit* bytes of it, past all parsing.
 
@@ -554,6 +596,106 @@ cdef bytes stripped(const char *line, const char *end):
     while end > start and is_space((end - 1)[0]):
         end -= 1
     return PyBytes_FromStringAndSize(start, max(end - start, 0))
+
+
+# -- envelopes ----------------------------------------------------------------
+
+
+def envelope_commands(sender, recipients, mail_parameters="", rcpt_parameters=""):
+    """Return MAIL, and RCPT for each recipient, if all addresses are plain, else None.
+
+    Plain is what nobody reads in two ways: a dot-string, ``@`` and a domain, in
+    ASCII (RFC 5321, section 4.1.2); the *sender* may be empty, too.  Parameters
+    are ASCII text that begins with a space, or is empty.
+
+    Raises TypeError for a sender that is no str, ValueError for parameters with
+    a control character or outside ASCII.
+    """
+    cdef Py_ssize_t size, mail_size, rcpt_size, total
+    cdef const char *mail = _parameters(mail_parameters, &mail_size)
+    cdef const char *rcpt = _parameters(rcpt_parameters, &rcpt_size)
+    cdef const char *text
+    if not isinstance(sender, str):
+        raise TypeError(f"an address must be str, not {type(sender).__name__}")
+    if type(recipients) is not list:
+        recipients = list(recipients)
+    if len(sender) and not _is_plain(sender):
+        return None
+    total = 14 + len(sender) + mail_size
+    for recipient in <list>recipients:
+        if not isinstance(recipient, str) or not _is_plain(recipient):
+            return None
+        total += 12 + len(recipient) + rcpt_size
+    cdef bytes result = PyBytes_FromStringAndSize(NULL, total)
+    cdef char *out = PyBytes_AS_STRING(result)
+    text = fastsmtp_ascii(sender, &size)
+    out = _put_command(out, b"MAIL FROM:<", 11, text, size, mail, mail_size)
+    for recipient in <list>recipients:
+        text = fastsmtp_ascii(recipient, &size)
+        out = _put_command(out, b"RCPT TO:<", 9, text, size, rcpt, rcpt_size)
+    return result
+
+
+cdef char *_put_command(
+    char *out, const char *verb, Py_ssize_t verb_size, const char *address, Py_ssize_t size,
+    const char *parameters, Py_ssize_t parameters_size,
+) noexcept:
+    memcpy(out, verb, verb_size)
+    out += verb_size
+    memcpy(out, address, size)
+    out += size
+    out[0] = c">"
+    memcpy(out + 1, parameters, parameters_size)
+    out += 1 + parameters_size
+    out[0] = c"\r"
+    out[1] = c"\n"
+    return out + 2
+
+
+cdef const char *_parameters(text, Py_ssize_t *size) except NULL:
+    cdef Py_ssize_t i
+    cdef const char *start = NULL
+    if isinstance(text, str):
+        start = fastsmtp_ascii(text, size)
+    if start is NULL:
+        raise ValueError(f"parameters are not ASCII text: {text!r}")
+    for i in range(size[0]):
+        if start[i] < 32 or start[i] == 127:
+            raise ValueError(f"parameters hold a control character: {text!r}")
+    return start
+
+
+cdef bint _is_plain(address) noexcept:
+    """Whether a str is atoms with dots between, an at sign, and labels with dots between."""
+    cdef Py_ssize_t size, i
+    cdef const char *start = fastsmtp_ascii(address, &size)
+    cdef bint empty = True
+    cdef bint in_domain = False
+    cdef char c
+    if start is NULL:
+        return False
+    for i in range(size):
+        c = start[i]
+        if c"a" <= c <= c"z" or c"A" <= c <= c"Z" or c"0" <= c <= c"9" or c == c"-":
+            empty = False
+        elif empty:
+            if in_domain or not _is_special(c):
+                return False
+            empty = False
+        elif c == c".":
+            empty = True
+        elif in_domain:
+            return False
+        elif c == c"@":
+            in_domain = empty = True
+        elif not _is_special(c):
+            return False
+    return in_domain and not empty
+
+
+cdef inline bint _is_special(char c) noexcept:
+    """Whether c is one of atext's characters that are no letters, digits or hyphens."""
+    return c in b"!#$%&'*+/=?^_`{|}~"
 
 
 # -- base64 for AUTH ----------------------------------------------------------

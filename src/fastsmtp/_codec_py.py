@@ -13,6 +13,7 @@ from .errors import SMTPProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 IMPLEMENTATION = "python"
@@ -24,6 +25,10 @@ MAX_REPLY = 1 << 20
 
 _WHITE_SPACE = b" \t\r\n"
 _CODES = {b"%d " % code: code for code in range(200, 600)}
+_PLAIN_ADDRESS = re.compile(
+    r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
+    r"@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*"
+)
 _DOT_LINE = re.compile(rb"\n\.")  # bytes.find() and `in` take three times as long
 
 
@@ -219,6 +224,27 @@ class ReplyParser:
             self._line = self._searched = end
         return None
 
+    def take_replies(self, codes: "tuple[int, ...]") -> "list[bytes] | None":
+        """Take as many replies as there are codes, if they have just these; return their texts.
+
+        Returns None, and takes nothing, unless all of them are here, each on
+        one line, and with its code and a space.  Texts are as in next_reply().
+        """
+        buffer = self._buffer
+        begin = self._start
+        most = min(self.max_line, self.max_reply)
+        if self._line:
+            return None
+        texts = []
+        for code in codes:
+            end = buffer.find(b"\n", begin + 4) + 1
+            if not end or _CODES.get(buffer[begin : begin + 4]) != code or end - begin > most:
+                return None
+            texts.append(buffer[begin + 4 : end].strip(_WHITE_SPACE))
+            begin = end
+        self._take(begin - self._start)
+        return texts
+
     def take_line(self, limit: int) -> "bytes | None":
         """Take one raw line, at most *limit* bytes of it, past all parsing.
 
@@ -274,6 +300,43 @@ class ReplyParser:
         self._start = end
         self._line = self._searched = 0
         return taken
+
+
+# -- envelopes ----------------------------------------------------------------
+
+
+def envelope_commands(
+    sender: str,
+    recipients: "Iterable[Any]",
+    mail_parameters: str = "",
+    rcpt_parameters: str = "",
+) -> "bytes | None":
+    """Return MAIL, and RCPT for each recipient, if all addresses are plain, else None.
+
+    Plain is what nobody reads in two ways: a dot-string, ``@`` and a domain, in
+    ASCII (RFC 5321, section 4.1.2); the *sender* may be empty, too.  Parameters
+    are ASCII text that begins with a space, or is empty.
+
+    Raises TypeError for a sender that is no str, ValueError for parameters with
+    a control character or outside ASCII.
+    """
+    parameters: tuple[Any, Any] = mail_parameters, rcpt_parameters
+    for text in parameters:
+        if not (isinstance(text, str) and text.isascii()):
+            raise ValueError(f"parameters are not ASCII text: {text!r}")
+        if text and not text.isprintable():
+            raise ValueError(f"parameters hold a control character: {text!r}")
+    if not isinstance(sender, str):
+        raise TypeError(f"an address must be str, not {type(sender).__name__}")
+    plain = _PLAIN_ADDRESS.fullmatch
+    commands = [f"MAIL FROM:<{sender}>{mail_parameters}\r\n"]
+    if sender and not plain(sender):
+        return None
+    for recipient in recipients:
+        if not isinstance(recipient, str) or not plain(recipient):
+            return None
+        commands.append(f"RCPT TO:<{recipient}>{rcpt_parameters}\r\n")
+    return "".join(commands).encode("ascii")
 
 
 # -- base64 for AUTH ----------------------------------------------------------

@@ -34,7 +34,13 @@ if TYPE_CHECKING:
 
 #: The longest that RFC 5321, section 4.5.3.2, has a client wait, in seconds.
 _CEILINGS = Timeouts(300.0, 300.0, 300.0, 120.0, 180.0, 600.0, 300.0)
+_DEFAULT_TIMEOUTS = Timeouts()
 _TLS = ("starttls", "implicit", "opportunistic", "none")
+# The functions beneath, where there are any: what signal puts around them, to make enumeration
+# members of what goes in and out, takes longer than sending a message.
+_get_handler: "Any" = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+_set_handler: "Any" = getattr(signal.signal, "__wrapped__", signal.signal)
+_MAIN_THREAD = threading.main_thread().ident
 # Messages that are held for a later attempt, before no further ones are pulled.
 _MOST_OUTSTANDING = 10_000
 
@@ -114,7 +120,7 @@ class Mailer:
         pipelining: bool = True,
         chunking: bool = True,
         depth: int = 8,
-        timeouts: "Timeouts | float" = Timeouts(),
+        timeouts: "Timeouts | float" = _DEFAULT_TIMEOUTS,
         retries: int = 0,
         retry_delay: float = 60.0,
         resend_unknown: bool = False,
@@ -126,8 +132,8 @@ class Mailer:
         if protocol not in ("smtp", "lmtp"):
             raise ValueError(f"protocol={protocol!r} is not 'smtp' or 'lmtp'")
         host, port = _host_and_port(host, port)
-        tls = _chosen_tls(tls, host, port)
-        if context is None and tls != "none":
+        protection = _chosen_tls(tls, host, port)
+        if context is None and protection != "none":
             import ssl
 
             context = ssl.create_default_context()
@@ -151,11 +157,11 @@ class Mailer:
         )
         terms = Terms(
             local_hostname=local_hostname or _local_hostname(),
-            tls=tls,
+            tls=protection,
             lmtp=protocol == "lmtp",
             credentials=_credentials(username, password, token, mechanisms, cleartext_auth),
             host=host,
-            port=port or _default_port(tls, protocol),
+            port=port or _default_port(protection, protocol),
         )
         self._pool = Pool(
             self,
@@ -313,22 +319,33 @@ class _Interrupts:
         self._previous: Any = None
 
     def __enter__(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._previous = signal.signal(
-                signal.SIGINT, lambda number, frame: self._mailer.interrupt()
-            )
+        if (
+            threading.get_ident() == _MAIN_THREAD
+            and _get_handler(signal.SIGINT) is signal.default_int_handler
+        ):
+            self._previous = _set_handler(signal.SIGINT, self._on_interrupt)
 
     def __exit__(self, *exc_info: object) -> None:
         if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+            _set_handler(signal.SIGINT, self._previous)
+
+    def _on_interrupt(self, number: int, frame: object) -> None:
+        self._mailer.interrupt()
 
 
 class _Run:
     """One send_many(): what it pulls from, and what comes of it."""
 
-    __slots__ = ("_finite", "_messages", "_pool", "_window", "error", "outstanding", "pulling", "results")
+    __slots__ = (
+        "_finite",
+        "_messages",
+        "_pool",
+        "_window",
+        "error",
+        "outstanding",
+        "pulling",
+        "results",
+    )
 
     def __init__(self, pool: Pool, messages: "Iterable[AnyOutgoing]") -> None:
         self._pool = pool
@@ -380,7 +397,7 @@ class _Run:
 
 
 def _host_and_port(host: str, port: int) -> "tuple[str, int]":
-    if not isinstance(host, str) or not host:
+    if not host:
         raise ValueError(f"host={host!r} is not a name, an address or a path")
     name, colon, number = host.rpartition(":")
     if colon and not port and not host.startswith("/") and (":" not in name or name[-1:] == "]"):
@@ -412,7 +429,7 @@ def _default_port(tls: str, protocol: str) -> int:
     return {"implicit": 465, "starttls": 587}.get(tls, 25)
 
 
-def _whole(name: str, value: int, least: int) -> int:
+def _whole(name: str, value: "Any", least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}={value!r} is not an int")
     if value < least:
@@ -420,7 +437,7 @@ def _whole(name: str, value: int, least: int) -> int:
     return value
 
 
-def _seconds(name: str, value: float) -> float:
+def _seconds(name: str, value: "Any") -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name}={value!r} is not a number of seconds")
     if math.isnan(value) or value <= 0:

@@ -44,6 +44,7 @@ MAX_REPLY = _chosen.MAX_REPLY
 ReplyParser = _chosen.ReplyParser
 data_payload = _chosen.data_payload
 decode_challenge = _chosen.decode_challenge
+envelope_commands = _chosen.envelope_commands
 normalize_newlines = _chosen.normalize_newlines
 sasl_base64 = _chosen.sasl_base64
 sasl_cram_md5 = _chosen.sasl_cram_md5

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Established:
-    """An effect: the session is open; answered with a Mode.
+    """An effect: the session is open; go through its transactions(), answer with their result.
 
     *extensions* is what the server offers in it, nothing after HELO.
     """
@@ -89,9 +89,7 @@ class Terms:
         self.port = port
 
 
-def converse(
-    terms: Terms, binding: "Callable[[], ChannelBinding]"
-) -> "Operation[None]":
+def converse(terms: Terms, binding: "Callable[[], ChannelBinding]") -> "Operation[None]":
     """Open a session, go through transactions, and say QUIT.
 
     *binding* tells the TLS session's channel binding (RFC 5056).
@@ -115,15 +113,16 @@ def converse(
             raise SMTPNotSupportedError("STARTTLS is required, and not offered by the server")
     if terms.credentials is not None:
         yield from _log_in(terms, terms.credentials, extensions, secure, binding)
-    mode: Mode = yield Established(extensions)
-    if not mode.pipelining:
-        in_step = yield from one_by_one()
-    elif mode.chunking:
-        in_step = yield from chunked(depth=mode.depth)
-    else:
-        in_step = yield from overlapped()
+    in_step: bool = yield Established(extensions)
     if in_step:
         yield from quit_session()
+
+
+def transactions(mode: "Mode") -> "Operation[bool]":
+    """Return the operation of all transactions in one session; its result tells whether to QUIT."""
+    if not mode.pipelining:
+        return one_by_one()
+    return chunked(depth=mode.depth) if mode.chunking else overlapped()
 
 
 def _log_in(

@@ -46,7 +46,7 @@ class Dialer:
     *host* is a name, an address, or the path of a Unix socket.  What can only
     be done by waiting, looking up a name and calling *socket_factory*, is done
     in a thread of its own; *call_soon* has its result taken up by the thread
-    that drives.  *timeout* is in seconds.
+    that drives.  *clock* tells the time, *timeout* is, in seconds.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Dialer:
         port: int,
         *,
         selector: "BaseSelector",
+        clock: "Callable[[], float]",
         call_soon: "Callable[[Callable[[], None]], None]",
         timeout: float,
         source_address: "tuple[str, int] | None" = None,
@@ -64,26 +65,27 @@ class Dialer:
         self.port = port
         self.selector = selector
         self.source_address = source_address
+        self.clock = clock
         self._call_soon = call_soon
         self._timeout = timeout
         self._socket_factory = socket_factory
         self._addresses: list[Address] = []
         self._known_until = _NOW
 
-    def dial(self, now: float, done: "Done") -> "Dial":
+    def dial(self, done: "Done") -> "Dial":
         """Begin to connect; *done* is called once, with a socket or an error."""
         dial = Dial(self, done)
         if self._socket_factory is not None:
             self._aside(self._make_socket, dial.take_socket, dial)
         elif self.host.startswith("/"):
             dial.take_addresses([(socket.AF_UNIX, self.host)])
-        elif now < self._known_until:
+        elif self.clock() < self._known_until:
             dial.take_addresses(self._addresses)
         else:
 
             def take(addresses: "list[Address]") -> None:
                 self._addresses = addresses
-                self._known_until = now + ADDRESSES_HOLD
+                self._known_until = self.clock() + ADDRESSES_HOLD
                 dial.take_addresses(addresses)
 
             self._look_up(take, dial)
@@ -105,7 +107,9 @@ class Dialer:
         sock.setblocking(False)
         return sock
 
-    def _aside(self, work: "Callable[[], Any]", take: "Callable[[Any], None]", dial: "Dial") -> None:
+    def _aside(
+        self, work: "Callable[[], Any]", take: "Callable[[Any], None]", dial: "Dial"
+    ) -> None:
         """Do what takes time in a thread, and have its result taken."""
 
         def run() -> None:
@@ -135,9 +139,10 @@ class Dial:
         self._due = _NEVER
 
     def take_addresses(self, addresses: "list[Address]") -> None:
-        """Begin with the first of them at the next tick."""
+        """Begin with the first of them."""
         self._left = list(addresses)
         self._due = _NOW
+        self.tick()
 
     def take_socket(self, sock: socket.socket) -> None:
         """Be done with a connected socket; or close it, if it comes too late."""
@@ -164,8 +169,9 @@ class Dial:
         self._trying.clear()
         self._due = _NEVER
 
-    def tick(self, now: float) -> None:
+    def tick(self) -> None:
         """Try the next address, if its time has come."""
+        now = self._dialer.clock()
         while now >= self._due:
             if self._left:
                 self._due = now + HEAD_START
@@ -200,6 +206,7 @@ class Dial:
         if code:
             sock.close()
             self._failed(OSError(code, os.strerror(code)))
+            self.tick()
         else:
             self.take_socket(sock)
 

@@ -8,17 +8,17 @@ connection is lost before the message can have been taken.
 from .delivery import Delivery, RecipientResult, overall
 from .operations import ACCEPTED
 from .options import domain_of
-from .outgoing import outgoing, prepare
-from .transactions import Transaction
+from .outgoing import Message, addresses, outgoing, prepare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    from .options import Limits, Options, Recipient
-    from .outgoing import Message, Server
+    from .options import Limits, Options
+    from .outgoing import Server
     from .reply import Reply
+    from .transactions import Transaction
 
 #: Connections that may be lost under a message before it is given up.
 MOST_LOSSES = 5
@@ -38,10 +38,22 @@ class Job:
     *report* is for the driver, who calls it with the Delivery.
     """
 
-    __slots__ = (
-        "all", "attempts", "began", "connection", "error", "group", "handed_in", "losses",
-        "message", "octets", "positions", "reply", "report", "results", "retries", "waiting",
-    )  # fmt: skip
+    # What differs from these for few is not written for each.
+    attempts = 0
+    losses = 0
+    connection = 0
+    octets = 0
+    error: "Exception | None" = None
+    reply: "Reply | None" = None
+    message: "Message | None" = None
+    #: The most recipients in one transaction, as the server has shown.
+    group: "int | None" = None
+    #: Recipients, by position, that need a transaction yet; None: all of them.
+    waiting: "list[int] | None" = None
+    #: Those of the transaction that is under way; None: all of them.
+    positions: "list[int] | None" = None
+    #: What is known so far; for those that are waiting, what came last.
+    results: "dict[int, RecipientResult] | None" = None
 
     def __init__(
         self, handed_in: "Any", report: "Callable[[Delivery], object]", retries: int, began: float
@@ -50,20 +62,6 @@ class Job:
         self.report = report
         self.retries = retries
         self.began = began
-        self.attempts = self.losses = self.connection = self.octets = 0
-        self.error: Exception | None = None
-        self.reply: Reply | None = None
-        self.message: Message | None = None
-        #: The most recipients in one transaction, as the server has shown.
-        self.group: int | None = None
-        #: Recipients, by position, that need a transaction yet; None: all of them.
-        self.waiting: list[int] | None = None
-        #: Those of the transaction that is under way; None: all of them.
-        self.positions: list[int] | None = None
-        #: What is known so far; for those that are waiting, what came last.
-        self.results: dict[int, RecipientResult] = {}
-        #: All results, once every recipient was accepted at the first attempt.
-        self.all: tuple[RecipientResult, ...] | None = None
 
     # -- before a transaction --
 
@@ -83,30 +81,31 @@ class Job:
         """
         message = self.message
         if message is None:
-            message = self.message = outgoing(self.handed_in)
-        self.positions = self.waiting
+            handed_in = self.handed_in
+            self.message = message = (
+                handed_in if type(handed_in) is Message else outgoing(handed_in)
+            )
         recipients = message.recipients
-        if limits is not None or self.group is not None:
+        if limits is not None or self.waiting is not None or self.group is not None:
             self.positions = self._first_group(limits, domains)
-            if not self.positions and recipients:
-                return None
-        if self.positions is not None:
             recipients = [recipients[position] for position in self.positions]
-        envelope, payload, self.octets = prepare(message, recipients, options, server)
+            if self.positions == [] and message.recipients:
+                return None
+        transaction = prepare(message, recipients, options, server)
+        self.octets = transaction.octets
+        transaction.job = self
         self.attempts += 1
-        return Transaction(envelope, payload, self.octets, self, lmtp=server.lmtp)
+        return transaction
 
-    def _first_group(
-        self, limits: "Limits | None", domains: "set[str] | None"
-    ) -> "list[int]":
+    def _first_group(self, limits: "Limits | None", domains: "set[str] | None") -> "list[int]":
         """Return the recipients that the next transaction may have (RFC 9422), by position."""
         most = min(self.group or _NO_LIMIT, (limits and limits.rcpt_max) or _NO_LIMIT)
         most_domains = (limits and limits.rcpt_domain_max) or _NO_LIMIT
         domains = set() if domains is None else domains
-        addresses = self._addresses()
+        named = self._addresses()
         group: list[int] = []
         for position in self._all_waiting():
-            domain = domain_of(addresses[position])
+            domain = domain_of(named[position])
             if domain in domains or len(domains) < most_domains:
                 domains.add(domain)
                 group.append(position)
@@ -115,27 +114,33 @@ class Job:
         return group
 
     def _addresses(self) -> "list[str]":
-        recipients: Sequence[str | Recipient] = self.message.recipients if self.message else ()
-        return [to if isinstance(to, str) else to.address for to in recipients]
+        return [] if self.message is None else addresses(self.message.recipients)
 
     # -- after it --
 
-    def settle(self, transaction: Transaction) -> str:
+    def settle(self, transaction: "Transaction") -> str:
         """Take a transaction that is over; say what is to be done next."""
-        outcome = transaction.outcome
-        self.reply = last = outcome.last
-        if outcome.delivered:
-            if self.positions is None and outcome.accepted == len(transaction.envelope.rcpts):
-                if not transaction.lmtp:  # what nearly all come to
-                    self.all = tuple(
-                        [_new(RecipientResult, (to, "accepted", last)) for to in self._addresses()]
-                    )
-                    return DONE
-        elif last[0] == 421:
+        if transaction.final is not None:
+            transaction.outcome.take_all(transaction.final, transaction.count)
+        self.reply = last = transaction.outcome.last
+        if last[0] == 421 and not transaction.outcome.delivered:
             return self._after_closing(transaction)
         return self._note(transaction)
 
-    def lose(self, transaction: Transaction, error: Exception, resend_unknown: bool) -> str:
+    def accepted(self, final: "Reply", now: float) -> Delivery:
+        """Return the result that nearly all have: all recipients accepted in one transaction."""
+        results = tuple(
+            [_new(RecipientResult, (to, "accepted", final)) for to in self._addresses()]
+        )
+        return _new(
+            Delivery,
+            (
+                self.handed_in, "accepted", results, final, self.attempts, self.connection,
+                now - self.began, None,
+            ),
+        )  # fmt: skip
+
+    def lose(self, transaction: "Transaction", error: Exception, resend_unknown: bool) -> str:
         """Take that the connection went before a transaction was over."""
         self.error = error
         self.losses += 1
@@ -148,48 +153,45 @@ class Job:
     def give_up(self, error: "Exception | None" = None) -> str:
         """Let what is waiting be: what the server has not refused is not sent."""
         self.error = error or self.error
+        results = self._results()
         for position, address in enumerate(self._addresses()):
-            if position not in self.results:
-                self.results[position] = RecipientResult(address, "not_sent", None)
+            if position not in results:
+                results[position] = RecipientResult(address, "not_sent", None)
         return DONE
 
     def delivery(self, now: float) -> Delivery:
         """Return the result, *now* being the time in seconds."""
-        results = self.all
-        if results is not None:
-            status, error = "accepted", None
-        else:
-            results = tuple([self.results[position] for position in sorted(self.results)])
-            status = overall(results)
-            error = self.error if status in ("not_sent", "unknown") else None
-        return _new(
-            Delivery,
-            (
-                self.handed_in, status, results, self.reply, self.attempts, self.connection,
-                now - self.began, error,
-            ),
+        known = self._results()
+        results = tuple([known[position] for position in sorted(known)])
+        status = overall(results)
+        error = self.error if status in ("not_sent", "unknown") else None
+        return Delivery(
+            self.handed_in, status, results, self.reply, self.attempts, self.connection,
+            now - self.began, error,
         )  # fmt: skip
 
-    def _after_closing(self, transaction: Transaction) -> str:
+    def _after_closing(self, transaction: "Transaction") -> str:
         """Take a 421: it is about the connection rather than about the message."""
         self.losses += 1
         if self.losses < MOST_LOSSES:
             return AGAIN
-        addresses = self._addresses()
+        named, results = self._addresses(), self._results()
         for position in self._under_way():
-            result = RecipientResult(addresses[position], "deferred", transaction.outcome.last)
-            self.results[position] = result
+            reply = transaction.outcome.last
+            results[position] = RecipientResult(named[position], "deferred", reply)
         return self.give_up()
 
-    def _note(self, transaction: Transaction, resend_unknown: bool = False) -> str:
+    def _note(self, transaction: "Transaction", resend_unknown: bool = False) -> str:
         """Note each recipient's result; say whether some need a further transaction."""
-        addresses = self._addresses()
+        named, results = self._addresses(), self._results()
         again: list[int] = []
         later: list[int] = []
         for position, (status, reply) in zip(
             self._under_way(), _judgements(transaction), strict=True
         ):
-            self.results[position] = RecipientResult(addresses[position], status, reply)
+            results[position] = RecipientResult(named[position], status, reply)
+            if not transaction.outcome.delivered:
+                self.reply = reply
             if status == "deferred":
                 if transaction.outcome.accepted and _is_for_the_number(reply):
                     again.append(position)
@@ -212,6 +214,11 @@ class Job:
             return LATER
         return DONE
 
+    def _results(self) -> "dict[int, RecipientResult]":
+        if self.results is None:
+            self.results = {}
+        return self.results
+
     def _all_waiting(self) -> "Iterable[int]":
         return range(len(self._addresses())) if self.waiting is None else self.waiting
 
@@ -219,13 +226,13 @@ class Job:
         return self._all_waiting() if self.positions is None else self.positions
 
 
-def _judgements(transaction: Transaction) -> "Iterator[tuple[str, Reply | None]]":
+def _judgements(transaction: "Transaction") -> "Iterator[tuple[str, Reply | None]]":
     """Yield for each recipient its status and the reply that decided."""
     outcome = transaction.outcome
     refusal = outcome.refusal
     finals = iter(outcome.finals)
     final = None if transaction.lmtp else next(finals, None)
-    for position in range(len(transaction.envelope.rcpts)):
+    for position in range(transaction.count):
         reply = refusal
         if reply is None and position < len(outcome.rcpts):
             reply = outcome.rcpts[position]

@@ -5,11 +5,11 @@ from collections import deque
 from selectors import EVENT_READ, EVENT_WRITE
 
 from . import auth
-from .conversation import Established, converse
+from .conversation import Established, converse, transactions
 from .errors import SMTPException, SMTPServerDisconnected
-from .operations import NEED_REPLY, START_TLS, Send
+from .operations import NEED_REPLY, Send, Signal
 from .protocol import Session
-from .transactions import NEXT, NEXT_IF_ANY, Transaction
+from .transactions import NEXT, NEXT_IF_ANY, Expect, Transaction
 
 try:
     import ssl
@@ -22,6 +22,7 @@ else:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from .operations import Buffer, Operation
@@ -33,6 +34,8 @@ _RECEIVE = 16384
 _JOINED = 65536
 _MOST_BUFFERS = 512  # IOV_MAX is 1024 where it is known
 _NEVER = float("inf")
+# What doing an effect returns if the operation is to be resumed by an event.
+_WAIT = object()
 
 
 class Link:
@@ -43,9 +46,9 @@ class Link:
     """
 
     __slots__ = (
-        "_broken", "_ending", "_events", "_handshaking", "_operation", "_out", "_queued",
-        "_resume", "_sent", "deadline", "delivered", "dial", "domains", "established",
-        "idle_since", "in_flight", "is_exhausted", "is_tls", "limits", "mode", "number", "phase",
+        "_broken", "_ending", "_events", "_expected", "_handshaking", "_operation", "_out",
+        "_queued", "_resume", "_sent", "deadline", "delivered", "dial", "domains", "established",
+        "idle_since", "in_flight", "is_tls", "limits", "mode", "most", "number", "phase",
         "pool", "server", "session", "since", "sock", "taken", "waiting",
     )  # fmt: skip
 
@@ -69,8 +72,8 @@ class Link:
         self.taken = self.delivered = 0
         #: Domains that recipients had in the session, where a server counts them (RFC 9422).
         self.domains: set[str] = set()
-        #: By such a limit, nothing more can be sent in the session.
-        self.is_exhausted = False
+        #: How many transactions there may be in the session.
+        self.most = 0
         self.limits: Any = None
         self.server: Any = None
         self.mode: Any = None
@@ -78,6 +81,7 @@ class Link:
         self._resume = self._operation.send
         self.is_tls = self._handshaking = False
         self._events = 0
+        self._expected: Expect | None = None
         self._out: list[Buffer] = []
         self._queued = self._sent = 0  # octets, ever
         # Transactions whose last octet is among what is queued, and how far.
@@ -114,66 +118,87 @@ class Link:
 
     def go_on(self, value: "Any" = None) -> None:
         """Resume the operation, and do what it wants until it has to wait."""
-        resume, next_reply, pool = self._resume, self.session.next_reply, self.pool
         try:
-            while True:
-                effect = resume(value)
-                value = None
-                if effect is NEED_REPLY:
-                    value = next_reply()
-                    if value is None:
-                        self._wait()
-                        return
-                elif type(effect) is Send:
-                    self._queue(effect)
-                elif type(effect) is Transaction:
-                    self.in_flight.popleft()
-                    pool.finished(self, effect)
-                elif effect is NEXT_IF_ANY or effect is NEXT:
-                    value = pool.next_for(self)
-                    if value is not None:
-                        self.in_flight.append(value)
-                    elif effect is NEXT and not pool.is_over(self):
-                        self._be_idle()
-                        return
-                elif effect is START_TLS:
-                    self._start_tls()
-                    return
-                elif type(effect) is Established:
-                    value = pool.established(self, effect.extensions)
-        except StopIteration:
-            pool.ended(self, None)
+            while value is not _WAIT:
+                effect = self._resume(value)
+                value = _DO[type(effect)](self, effect)
+        except StopIteration as end:
+            self._leave(end.value)
         except (SMTPException, OSError, ValueError) as error:
-            pool.ended(self, self._broken or error)
+            self.pool.ended(self, self._broken or error)
 
-    def _wait(self) -> None:
+    def _obey(self, signal: Signal) -> "Any":
+        if signal is NEXT_IF_ANY or signal is NEXT:
+            transaction = self.pool.next_for(self)
+            if transaction is not None:
+                self.in_flight.append(transaction)
+            elif signal is NEXT and not self.pool.is_over(self):
+                return self._be_idle()
+            return transaction
+        if signal is NEED_REPLY:
+            reply = self.session.next_reply()
+            return self._wait() if reply is None else reply
+        return self._start_tls()
+
+    def _expect(self, expected: Expect) -> "Any":
+        """Take what is expected; wait, if nothing is there."""
+        parser = self.session.parser
+        if not self._out:
+            texts = parser.take_replies(expected.codes)
+            if texts is not None:
+                self.session.owed -= len(texts)
+                return texts
+            if parser.pending:
+                return None
+        self._expected = expected
+        return self._wait()
+
+    def _finish(self, transaction: Transaction) -> None:
+        self.in_flight.popleft()
+        self.pool.finished(self, transaction)
+
+    def _begin_transactions(self, established: Established) -> None:
+        self.pool.established(self, established.extensions)
+        self._resume = transactions(self.mode).send
+
+    def _leave(self, in_step: "bool | None") -> None:
+        """The operation is at its end: after the transactions QUIT is left."""
+        if in_step is None:
+            self.pool.ended(self, None)
+        else:
+            self._resume = self._operation.send
+            self.go_on(in_step)
+
+    def _wait(self) -> object:
         """The operation needs a reply that is not there: write, and wait for it."""
         if self._out and self._broken is None:
             self._flush()
         if self._broken is not None:
             raise self._broken
-        timeouts = self.pool.timeouts
+        pool = self.pool
         if self._out:
-            self._await("the server to take data", timeouts.block)
+            self._await("the server to take data", pool.timeouts.block)
         elif self.in_flight:
             if self.in_flight[0].committed:
-                self._await("the reply to a message", timeouts.final)
+                self._await("the reply to a message", pool.timeouts.final)
             else:
-                self._await("the replies to an envelope", timeouts.data)
+                self._await("the replies to an envelope", pool.timeouts.data)
         elif self.established:
-            self._await("the reply to QUIT", timeouts.quit)
+            self._await("the reply to QUIT", pool.timeouts.quit)
         elif self.session.last_reply is not None:
-            self._await("the reply to a command", timeouts.command)
+            self._await("the reply to a command", pool.timeouts.command)
+        return _WAIT
 
     def _await(self, what: str, timeout: float) -> None:
         self.phase = what
         self.deadline = self.pool.now + timeout
 
-    def _be_idle(self) -> None:
+    def _be_idle(self) -> object:
         self.waiting = True
         self.deadline = _NEVER
         self.idle_since = self.pool.now
         self.pool.idle.append(self)
+        return _WAIT
 
     # -- reading --
 
@@ -188,17 +213,32 @@ class Link:
         if mask & EVENT_READ:
             self._receive()
         if self.waiting:
-            self.pool.ended(self, None)  # nobody asked: it is the server's farewell, or out of step
+            # Nobody asked: it is the server's farewell, or it is out of step.
+            self.pool.ended(self, None)
             return
         try:
-            reply = self.session.next_reply()
+            reply = self._awaited()
         except SMTPException as error:
             self.pool.ended(self, error)
             return
-        if reply is not None:
+        if reply is not _WAIT:
             self.go_on(reply)
         elif self._broken is not None:
             self.pool.ended(self, self._broken)
+
+    def _awaited(self) -> "Any":
+        """Return what the operation waits for, if it has come."""
+        expected, session = self._expected, self.session
+        if expected is None:
+            reply = session.next_reply()
+            return _WAIT if reply is None else reply
+        if not session.parser.pending:
+            return _WAIT
+        self._expected = None
+        texts = session.parser.take_replies(expected.codes)
+        if texts is not None:
+            session.owed -= len(texts)
+        return texts
 
     def _receive(self) -> None:
         try:
@@ -219,44 +259,53 @@ class Link:
 
     def _queue(self, effect: Send) -> None:
         """Put a flight behind what is to be written."""
-        session = self.session
+        session, buffers = self.session, effect.buffers
         if not session.owed and session.parser.pending:
             session.check_in_step()
-        for buffer in effect.buffers:
-            sys.audit("smtplib.send", self.pool.owner, buffer)
-            self._queued += len(buffer)
         session.owed += effect.replies
-        self._out += effect.buffers
         if effect.verb == ".":
-            self._ending.append((self._queued, self.in_flight[0]))
-        elif effect.verb == "BDAT":
+            message = len(buffers[0])  # it comes first, in two buffers; or it is a lone dot
+            if len(buffers) > 1:
+                message += len(buffers[1])
+            self._ending.append((self._queued + message, self.in_flight[0]))
+        size = sum(map(len, buffers))
+        self._queued += size
+        if effect.verb == "BDAT":
             self._ending.append((self._queued, self.in_flight[-1]))
+        if size <= _JOINED:
+            flight = b"".join(buffers)
+            sys.audit("smtplib.send", self.pool.owner, flight)
+            self._out.append(flight)
+            return
+        for buffer in buffers:
+            sys.audit("smtplib.send", self.pool.owner, buffer)
+        self._out += buffers
 
     def _flush(self) -> None:
         """Write as much as can be written now."""
+        out = self._out
         try:
-            while self._out:
-                sent = self._write()
+            while out:
+                sent = self._write(out)
                 self._sent += sent
                 if self._sent == self._queued:
-                    self._out.clear()
+                    out.clear()
                 else:
                     self._drop(sent)
         except _NOT_NOW:
             pass
         except OSError as error:
             self._broken = error
-            self._out.clear()
+            out.clear()
             self._receive_last_words()
         ending = self._ending
         while ending and ending[0][0] <= self._sent:
             ending.pop(0)[1].committed = True
-        events = EVENT_READ | EVENT_WRITE if self._out else EVENT_READ
+        events = EVENT_READ | EVENT_WRITE if out else EVENT_READ
         if events != self._events:
             self._watch(events)
 
-    def _write(self) -> int:
-        out = self._out
+    def _write(self, out: "list[Buffer]") -> int:
         if len(out) > 1 and self._queued - self._sent <= _JOINED:
             out[:] = [b"".join(out)]
         if self.is_tls:
@@ -293,7 +342,7 @@ class Link:
 
     # -- TLS --
 
-    def _start_tls(self) -> None:
+    def _start_tls(self) -> object:
         self.session.start_tls()
         self.pool.selector.unregister(self.sock)
         self._events = 0
@@ -301,6 +350,7 @@ class Link:
         self.is_tls = self._handshaking = True
         self._await("the TLS handshake", self.pool.timeouts.command)
         self._shake_hands()
+        return _WAIT
 
     def _shake_hands(self) -> None:
         try:
@@ -322,3 +372,13 @@ class Link:
 
     def _channel_binding(self) -> "tuple[str, bytes] | None":
         return auth.channel_binding(self.sock)
+
+
+#: How each kind of effect is done: what it returns resumes the operation.
+_DO: "dict[type, Callable[[Link, Any], Any]]" = {
+    Expect: Link._expect,
+    Send: Link._queue,
+    Transaction: Link._finish,
+    Signal: Link._obey,
+    Established: Link._begin_transactions,
+}

@@ -8,6 +8,7 @@ from .envelope import VERBS, Envelope, command_line, needs_smtputf8, path
 from .errors import SMTPNotSupportedError
 from .message import envelope_addresses, serialize
 from .options import NO_OPTIONS, Recipient, check_supported, parameters_of, size_limit
+from .transactions import Transaction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from .operations import Buffer
     from .options import Options
 
-    Content = Any  # str, bytes-like, os.PathLike, or an open file
+    AnyRecipients = Sequence[str | Recipient]
 
 
 class Message:
@@ -42,19 +43,19 @@ class Message:
         self,
         sender: str,
         recipients: "str | Recipient | Iterable[str | Recipient]",
-        content: "Content",
+        content: "Any",
         *,
         id: object = None,
         options: "Options | None" = None,
     ) -> None:
         if isinstance(recipients, (str, Recipient)):
-            recipients = (recipients,)
-        elif not isinstance(recipients, (list, tuple)):
-            recipients = tuple(recipients)
-        if not isinstance(content, (bytes, str)):
+            recipients = [recipients]
+        elif type(recipients) is not list:
+            recipients = list(recipients)
+        if type(content) is not bytes:
             _check_kind(content)
         self.sender = sender
-        self.recipients: Sequence[str | Recipient] = recipients
+        self.recipients: AnyRecipients = recipients
         self.content = content
         self.id = id
         self.options = options
@@ -63,9 +64,14 @@ class Message:
         name = "" if self.id is None else f", id={self.id!r}"
         return f"<Message from {self.sender!r} to {len(self.recipients)} recipient(s){name}>"
 
-    def octets(self, utf8: bool, seven_bit: bool) -> "Buffer | str":
-        """Return the content; a file is read once, and then kept for another attempt."""
+    def octets(self, seven_bit: bool) -> "Buffer | str":
+        """Return the content, *seven_bit* if that can be chosen.
+
+        What an open file gave is kept, for another attempt.
+        """
         content = self.content
+        if type(content) is bytes:
+            return content
         if isinstance(content, os.PathLike):
             with open(content, "rb") as file:
                 return file.read()
@@ -74,6 +80,11 @@ class Message:
         if isinstance(content, str) and not content.isascii():
             content = self.content = content.encode("utf-8")
         return content  # type: ignore[no-any-return]
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        """Whether an address, and so the header, is internationalised (RFC 6531)."""
+        return needs_smtputf8((self.sender, *addresses(self.recipients)))
 
 
 class _Serialized(Message):
@@ -85,8 +96,8 @@ class _Serialized(Message):
         sender, recipients = envelope_addresses(message, None, None)
         super().__init__(sender, recipients, message)
 
-    def octets(self, utf8: bool, seven_bit: bool) -> "Buffer | str":
-        return serialize(self.content, utf8=utf8, seven_bit=seven_bit)
+    def octets(self, seven_bit: bool) -> "Buffer | str":
+        return serialize(self.content, utf8=self.needs_smtputf8, seven_bit=seven_bit)
 
 
 def outgoing(message: "Message | AnyMessage") -> Message:
@@ -104,14 +115,19 @@ def outgoing(message: "Message | AnyMessage") -> Message:
     )
 
 
-def _check_kind(content: "Content") -> None:
-    if not (hasattr(content, "read") or isinstance(content, (os.PathLike, EmailMessage))):
+def addresses(recipients: "AnyRecipients") -> "list[str]":
+    """Return the recipients' addresses."""
+    return [to if isinstance(to, str) else to.address for to in recipients]
+
+
+def _check_kind(content: "Any") -> None:
+    known = (str, os.PathLike, EmailMessage)
+    if not (isinstance(content, known) or hasattr(content, "read")):
         try:
             memoryview(content)
         except TypeError:
             raise TypeError(
-                "content must be text, bytes, a path or an open file, "
-                f"not {type(content).__name__}"
+                f"content must be text, bytes, a path or an open file, not {type(content).__name__}"
             ) from None
 
 
@@ -122,37 +138,38 @@ class Server:
     """
 
     __slots__ = (
-        "chunked", "eight_bit", "extensions", "lmtp", "size", "size_limit", "smtputf8", "tls",
+        "chunked", "eight_bit", "extensions", "lmtp", "pipelined", "size", "size_limit",
+        "smtputf8", "tls",
     )  # fmt: skip
 
     def __init__(
         self,
         extensions: "dict[str, str]",
         *,
+        pipelined: bool = False,
         chunked: bool = False,
         lmtp: bool = False,
         tls: bool = False,
     ) -> None:
         self.extensions = extensions
-        #: Whether each recipient has a reply of its own (RFC 2033).
-        self.lmtp = lmtp
         self.eight_bit = "8bitmime" in extensions
         self.smtputf8 = "smtputf8" in extensions
         self.size = "size" in extensions
         self.size_limit = size_limit(extensions)
+        #: Whether commands are sent together.
+        self.pipelined = pipelined
         #: Whether messages go by BDAT, as they are, and not by DATA.
         self.chunked = chunked
+        #: Whether each recipient has a reply of its own (RFC 2033).
+        self.lmtp = lmtp
         #: Whether the session is under TLS, the server's certificate verified.
         self.tls = tls
 
 
 def prepare(
-    message: Message,
-    recipients: "Sequence[str | Recipient]",
-    options: "Options | None",
-    server: Server,
-) -> "tuple[Envelope, tuple[Buffer, ...], int]":
-    """Return the envelope, the payload and the size in octets of what *server* is sent.
+    message: Message, recipients: "AnyRecipients", options: "Options | None", server: Server
+) -> Transaction:
+    """Return the transaction in which *server* gets a message.
 
     *recipients* are those of this transaction, *options* the default ones.
 
@@ -160,59 +177,84 @@ def prepare(
     too large, or needs an extension that is not there; ValueError,
     UnicodeEncodeError or OSError for what cannot be sent to anybody.
     """
-    options = message.options or options or NO_OPTIONS
-    addresses = [to if isinstance(to, str) else to.address for to in recipients]
-    if not addresses:
+    if not recipients:
         raise ValueError("a message has at least one recipient (RFC 5321, section 3.3)")
-    if options is not NO_OPTIONS or addresses != recipients:
-        check_supported(options, recipients, server.extensions, tls=server.tls)
-    utf8 = needs_smtputf8((message.sender, *addresses))
-    if utf8 and not server.smtputf8:
-        raise SMTPNotSupportedError("an address needs SMTPUTF8 (RFC 6531), which is not offered")
-    content = message.octets(utf8, not server.eight_bit)
-    size, payload, ascii_only = _payload(content, server.chunked)
-    if server.size_limit is not None and size > server.size_limit:
-        raise SMTPNotSupportedError(
-            f"message of {size} octets; the server takes {server.size_limit} at most "
-            "(SIZE, RFC 1870)"
-        )
-    parameters = [f"SIZE={size}"] if server.size else []
-    if not ascii_only:
-        if not server.eight_bit:
+    options = message.options or options or NO_OPTIONS
+    size, payload = _payload(message.octets(not server.eight_bit), server)
+    parameters, utf8 = _parameters(payload[0], size, server)
+    rcpt_parameters = ""
+    if options is not NO_OPTIONS:
+        check_supported(options, (), server.extensions, tls=server.tls)
+        parameters += "".join([" " + parameter for parameter in options.mail_parameters])
+        rcpt_parameters = "".join([" " + parameter for parameter in options.rcpt_parameters])
+    if server.pipelined:
+        commands = codec.envelope_commands(message.sender, recipients, parameters, rcpt_parameters)
+        if commands is not None:
+            return Transaction(commands, len(recipients), payload, size, lmtp=server.lmtp)
+    check_supported(None, recipients, server.extensions, tls=server.tls)
+    if not utf8 and message.needs_smtputf8:
+        if not server.smtputf8:
             raise SMTPNotSupportedError(
-                "message has octets outside ASCII, and 8BITMIME (RFC 6152) is not offered"
+                "an address needs SMTPUTF8 (RFC 6531), which the server does not offer"
             )
-        parameters.append("BODY=8BITMIME")
-        utf8 = utf8 or (server.smtputf8 and _has_utf8_header(payload[0]))
-    if utf8:
-        parameters.append("SMTPUTF8")
-    parameters += options.mail_parameters
-    envelope = Envelope(message.sender, addresses, parameters, options.rcpt_parameters, utf8=utf8)
+        parameters += " SMTPUTF8"
+        utf8 = True
+    envelope = _envelope(message.sender, recipients, parameters, options, utf8)
+    commands = b"".join((envelope.mail, *envelope.rcpts))
+    return Transaction(
+        commands, len(recipients), payload, size, envelope=envelope, lmtp=server.lmtp
+    )
+
+
+def _envelope(
+    sender: str, recipients: "AnyRecipients", parameters: str, options: "Options", utf8: bool
+) -> Envelope:
+    words = parameters.split()
+    envelope = Envelope(sender, addresses(recipients), words, options.rcpt_parameters, utf8=utf8)
     for position, to in enumerate(recipients):
         if not isinstance(to, str):
             own = " ".join([f"{VERBS.rcpt}{path(to.address)}", *parameters_of(to, options)])
             envelope.rcpts[position] = command_line(own, "utf-8" if utf8 else "ascii")
-    return envelope, payload, size
+    return envelope
 
 
-def _payload(
-    content: "Buffer | str", chunked: bool
-) -> "tuple[int, tuple[Buffer, ...], bool]":
-    """Return a message's size, the buffers to send, and whether it is ASCII only."""
-    if not chunked:
+def _payload(content: "Buffer | str", server: Server) -> "tuple[int, tuple[Buffer, ...]]":
+    """Return a message's size and the buffers to send."""
+    if not server.chunked:
         size, payload = codec.data_payload(content, True)
     else:
         octets = codec.normalize_newlines(content)
         complete = octets[-2:] == b"\r\n"
         payload = (octets,) if complete else (octets, b"\r\n")
         size = len(octets) + (0 if complete else 2)
-    data = payload[0]
-    return size, payload, (data if isinstance(data, bytes) else bytes(data)).isascii()
+    if server.size_limit is not None and size > server.size_limit:
+        raise SMTPNotSupportedError(
+            f"the message has {size} octets; the server takes {server.size_limit} at most "
+            "(SIZE, RFC 1870)"
+        )
+    return size, payload
 
 
-def _has_utf8_header(data: "Buffer") -> bool:
+def _parameters(data: "Buffer", size: int, server: Server) -> "tuple[str, bool]":
+    """Return MAIL's parameters, as far as the content decides, and whether SMTPUTF8 is one."""
+    parameters = f" SIZE={size}" if server.size else ""
+    octets = data if isinstance(data, (bytes, bytearray)) else bytes(data)
+    if octets.isascii():
+        return parameters, False
+    if not server.eight_bit:
+        raise SMTPNotSupportedError(
+            "the message has octets outside ASCII, and the server does not offer 8BITMIME "
+            "(RFC 6152)"
+        )
+    parameters += " BODY=8BITMIME"
+    if server.smtputf8 and _has_utf8_header(octets):
+        return parameters + " SMTPUTF8", True
+    return parameters, False
+
+
+def _has_utf8_header(data: "bytes | bytearray") -> bool:
     """Say whether a header is internationalised (RFC 6532)."""
-    header = bytes(data).partition(b"\r\n\r\n")[0]
+    header = data.partition(b"\r\n\r\n")[0]
     if header.isascii():
         return False
     try:

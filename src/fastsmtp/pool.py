@@ -4,6 +4,7 @@ import heapq
 import itertools
 import random
 import socket
+import sys
 import time
 from collections import deque
 from selectors import EVENT_READ, DefaultSelector
@@ -20,7 +21,7 @@ from .errors import (
 )
 from .jobs import AGAIN, DONE, Job
 from .link import Link
-from .options import parse_limits
+from .options import Limits, parse_limits
 from .outgoing import Server
 from .pace import Backoff
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 # Seconds between looks at the timers: how exact timeouts are.
 _TICK = 0.05
+_NO_LIMIT = 1 << 62
+_NO_LIMITS = Limits()
 #: The replies that say "I do not know what you want".
 _NOT_UNDERSTOOD = (500, 501, 502, 503, 504)
 
@@ -138,6 +141,7 @@ class Pool:
             terms.host,
             terms.port,
             selector=self.selector,
+            clock=lambda: self.now,
             call_soon=self.call_soon,
             timeout=policy.timeouts.connect,
             source_address=source_address,
@@ -199,17 +203,20 @@ class Pool:
             self._open()
 
     def _patience(self) -> float:
-        if self.queue and self.idle:
-            # Connections that stood idle are looked at, without waiting, before they are used.
-            rate = self.policy.rate
-            return 0.0 if rate is None else min(rate.wait(time.monotonic()), _TICK)
-        return _TICK
+        # Connections that stood idle are looked at, without waiting, before they are used.
+        if not self.queue or (self.links and not self.idle):
+            return _TICK
+        now, rate = time.monotonic(), self.policy.rate
+        wait = 0.0 if self.links else self.backoff.not_before - now
+        if self.links and rate is not None:
+            wait = rate.wait(now)
+        return max(0.0, min(wait, _TICK))
 
     def _look_at_timers(self) -> None:
         now = self.now
         for link in list(self.links):
             if link.dial is not None:
-                link.dial.tick(now)
+                link.dial.tick()
             if now >= link.deadline:
                 self.ended(link, TimeoutError(f"timed out: {link.phase}"))
             elif link.waiting and now - link.idle_since >= self.policy.idle_timeout:
@@ -290,8 +297,8 @@ class Pool:
             link = Link(self, next(self._numbers), self.now)
             self.links.add(link)
             link.deadline = self.now + self.timeouts.connect
-            link.dial = self._dialer.dial(self.now, self._connected_to(link))
-            link.dial.tick(self.now)
+            sys.audit("smtplib.connect", self.owner, self.terms.host, self.terms.port)
+            link.dial = self._dialer.dial(self._connected_to(link))
 
     def _connected_to(
         self, link: Link
@@ -317,8 +324,8 @@ class Pool:
             session=self._tls_session,
         )
 
-    def established(self, link: Link, extensions: "dict[str, str]") -> Mode:
-        """Take what a server offers, and say how transactions are to go."""
+    def established(self, link: Link, extensions: "dict[str, str]") -> None:
+        """Take what a server offers, and decide how transactions are to go."""
         policy, terms = self.policy, self.terms
         pipelining = policy.pipelining and "pipelining" in extensions
         chunking = policy.chunking and "chunking" in extensions and not terms.lmtp
@@ -329,6 +336,7 @@ class Pool:
         )
         link.server = Server(
             extensions,
+            pipelined=mode.pipelining,
             chunked=mode.pipelining and mode.chunking,
             lmtp=terms.lmtp,
             tls=self._is_verified(link),
@@ -337,23 +345,23 @@ class Pool:
             link.limits = parse_limits(extensions["limits"])
         link.established = self._reached = True
         self.totals.connections += 1
+        link.most = min(
+            policy.max_messages or _NO_LIMIT, (link.limits or _NO_LIMITS).mail_max or _NO_LIMIT
+        )
         self.backoff.succeeded(self.now)
-        return mode
 
     def _is_verified(self, link: Link) -> bool:
-        return link.is_tls and self._context is not None and self._context.verify_mode.name == (
-            "CERT_REQUIRED"
+        return (
+            link.is_tls
+            and self._context is not None
+            and self._context.verify_mode.name == ("CERT_REQUIRED")
         )
 
     def is_over(self, link: Link) -> bool:
         """Say whether a connection is to get no more transactions."""
-        most = self.policy.max_messages
-        if link.limits is not None and link.limits.mail_max:
-            most = min(most or link.limits.mail_max, link.limits.mail_max)
         return (
             self.stopping
-            or link.is_exhausted
-            or (most is not None and link.taken >= most)
+            or link.taken >= link.most
             or self.now - link.since >= self.policy.max_age
             or len(self.links) > self.backoff.limit
         )
@@ -418,7 +426,7 @@ class Pool:
                 continue
             if transaction is None:
                 queue.appendleft(job)
-                link.is_exhausted = True
+                link.most = 0  # for this session: RCPTDOMAINMAX
                 return None
             job.connection = link.number
             link.taken += 1
@@ -427,17 +435,23 @@ class Pool:
 
     def finished(self, link: Link, transaction: "Transaction") -> None:
         """Take a transaction that is over."""
-        outcome, job = transaction.outcome, transaction.job
-        if outcome.delivered:
+        job = transaction.job
+        final = transaction.final
+        if final is not None or transaction.outcome.delivered:
             if not link.delivered:
                 self._proven.add("CHUNKING" if link.server.chunked else "PIPELINING")
             link.delivered += 1
-        elif link.server.chunked and self._is_misunderstood(outcome):
+            if final is not None and job.positions is None:
+                delivery = job.accepted(final, self.now)
+                self.totals.add(delivery, job.octets, self.now)
+                job.report(delivery)
+                return
+        elif link.server.chunked and self._is_misunderstood(transaction.outcome):
             job.attempts -= 1
             self._go_on(job, AGAIN)
             return
-        elif outcome.last.code in (421, 454):
-            self.backoff.failed(self.now)
+        elif transaction.outcome.last.code == 421 and not link.delivered:
+            self.backoff.failed(self.now)  # else it may just be enough for one connection
         self._go_on(job, job.settle(transaction))
 
     def _is_misunderstood(self, outcome: "StrictOutcome") -> bool:

@@ -9,6 +9,7 @@ from collections import deque
 
 from .errors import SMTPProtocolError
 from .operations import ACCEPTED, NEED_REPLY, Outcome, Send, Signal, finish_without_data, send
+from .reply import Reply
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
     from .envelope import Envelope
     from .operations import Buffer, Operation
-    from .reply import Reply
+
+_new_reply = tuple.__new__  # Reply(code, text), without a call in Python
 
 #: Give the next transaction, whenever there is one; None ends the connection.
 NEXT = Signal("NEXT")
@@ -73,6 +75,29 @@ class StrictOutcome(Outcome):
             raise _out_of_step(reply, "the message")
         self.finals.append(reply)
 
+    def take_usual(self, texts: "list[bytes]") -> None:
+        """Take that MAIL, RCPTs and DATA went well, with these texts."""
+        mail, *rcpts, data = texts
+        self.take_mail(Reply(250, mail))
+        for rcpt in rcpts:
+            self.take_rcpt(Reply(250, rcpt))
+        self.take_data(Reply(354, data))
+
+    def take_all(self, final: "Reply", count: int) -> None:
+        """Take that a message was accepted for all recipients."""
+        self.take_usual([b""] * (count + 2))
+        self.take_final(final)
+
+    @property
+    def has_354(self) -> bool:
+        """Whether the server waits for a message."""
+        return self.data is not None and self.data[0] == 354
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the server waits for a message, and has a recipient for it."""
+        return self.accepted > 0 and self.has_354
+
     def take_chunk(self, reply: "Reply") -> None:
         """Take the reply to BDAT LAST."""
         self.take_final(reply)
@@ -93,31 +118,48 @@ def _out_of_step(reply: "Reply", what: str) -> SMTPProtocolError:
 class Transaction:
     """One mail transaction: what is to be sent, and how it went.
 
-    *payload* is what codec.data_payload() made or, if the message is to go by
-    BDAT, the message as it is.  *octets* is the message's size as SIZE has it.
-    *job* is the driver's own.  With *lmtp* each recipient that was accepted has
-    a reply of its own (RFC 2033, section 4.2).
+    *commands* is MAIL and the RCPTs, *count* of them; *envelope* is the same
+    one by one, for servers without PIPELINING.  *payload* is what
+    codec.data_payload() made or, if the message is to go by BDAT, the message
+    as it is.  *octets* is the message's size as SIZE has it.  With *lmtp* each
+    recipient that was accepted has a reply of its own (RFC 2033, section 4.2).
     """
 
-    __slots__ = ("committed", "envelope", "job", "lmtp", "octets", "outcome", "payload")
+    __slots__ = (
+        "_outcome", "commands", "committed", "count", "envelope", "final", "job", "lmtp",
+        "octets", "payload",
+    )  # fmt: skip
 
     def __init__(
         self,
-        envelope: "Envelope",
+        commands: bytes,
+        count: int,
         payload: "Sequence[Buffer]",
         octets: int,
-        job: "Any" = None,
         *,
+        envelope: "Envelope | None" = None,
         lmtp: bool = False,
     ) -> None:
-        self.envelope = envelope
+        self.commands = commands
+        self.count = count
         self.payload = payload
         self.octets = octets
-        self.job = job
+        self.envelope = envelope
         self.lmtp = lmtp
-        self.outcome = StrictOutcome()
+        #: The driver's own: whose transaction it is.
+        self.job: Any = None
         #: Set by the driver: the message's last octet was handed to the network.
         self.committed = False
+        #: The reply to the message, if all went as it usually does: see `outcome`.
+        self.final: Reply | None = None
+        self._outcome: StrictOutcome | None = None
+
+    @property
+    def outcome(self) -> StrictOutcome:
+        """How it went, as far as it did not go as usual: all of it accepted."""
+        if self._outcome is None:
+            self._outcome = StrictOutcome()
+        return self._outcome
 
     @property
     def may_be_taken(self) -> bool:
@@ -126,8 +168,39 @@ class Transaction:
         It can if it may have had all of it (RFC 1047), for some recipient.
         """
         outcome = self.outcome
-        refused = not outcome.accepted and len(outcome.rcpts) == len(self.envelope.rcpts)
+        refused = not outcome.accepted and len(outcome.rcpts) == self.count
         return self.committed and not refused
+
+
+class Expect:
+    """Read as many replies as there are *codes*, all at once, if they are just these.
+
+    The driver waits until something is there; then it gives their texts, or
+    None, and has taken none, if they are different or not all there yet.
+    """
+
+    __slots__ = ("codes",)
+
+    def __init__(self, codes: "tuple[int, ...]") -> None:
+        self.codes = codes
+
+
+def _usual(before: int, count: int, after: "tuple[int, ...]") -> Expect:
+    """Return what is expected for *count* recipients, and other commands around them."""
+    key = (before, count, after)
+    expected = _USUAL.get(key)
+    if expected is None:
+        expected = Expect((250,) * (before + count) + after)
+        if count <= 100:  # more are rare, and would fill the memory
+            _USUAL[key] = expected
+    return expected
+
+
+_USUAL: "dict[tuple[int, int, tuple[int, ...]], Expect]" = {}
+_DATA_TAKEN, _MESSAGE_TAKEN = (354,), (250,)
+_FINAL = Expect(_MESSAGE_TAKEN)
+_RSET = b"RSET\r\n"
+_DATA = b"DATA\r\n"
 
 
 def one_by_one() -> "Operation[bool]":
@@ -153,33 +226,71 @@ def overlapped() -> "Operation[bool]":
     following: Transaction | None = None
     reset = False
     while transaction := (following or (yield NEXT)):
-        outcome, envelope = transaction.outcome, transaction.envelope
         if following is None:
-            flight = envelope.verbs.rset + envelope.flight if reset else envelope.flight
-            yield Send((flight,), len(envelope.rcpts) + 2 + reset, "MAIL")
-            if reset:
-                outcome.take_reset((yield NEED_REPLY))
+            flight = (_RSET, transaction.commands, _DATA)[0 if reset else 1 :]
+            yield Send(flight, transaction.count + 2 + reset, "MAIL")
         following = None
-        if not (reset and outcome.closing):
-            yield from _take_envelope(transaction)
-        if not outcome.closing:
-            outcome.take_data((yield NEED_REPLY))
-            if outcome.accepted and outcome.data.code == 354:
-                replies = outcome.accepted if transaction.lmtp else 1
-                yield Send(transaction.payload, replies, ".")
-                following = yield NEXT_IF_ANY
-                if following is not None:
-                    envelope = following.envelope
-                    yield Send((envelope.flight,), len(envelope.rcpts) + 2, "MAIL")
-                for _ in range(replies):
-                    outcome.take_final(outcome.last if outcome.closing else (yield NEED_REPLY))
-            elif outcome.data.code == 354:
-                yield from finish_without_data(outcome, transaction.lmtp)
-        reset = not outcome.finals
+        texts = None if reset else (yield _usual(1, transaction.count, _DATA_TAKEN))
+        if texts is None or transaction.lmtp:
+            yield from _take_envelope(transaction, texts, reset)
+        reset = texts is None and not transaction.outcome.is_ready
+        if not reset:
+            replies = transaction.outcome.accepted if transaction.lmtp else 1
+            payload = transaction.payload
+            following = yield NEXT_IF_ANY
+            if following is None:
+                yield Send(payload, replies, ".")
+            else:
+                flight = (*payload, following.commands, _DATA)
+                yield Send(flight, replies + following.count + 2, ".")
+            final = None if texts is None or transaction.lmtp else (yield _FINAL)
+            if final is None:
+                yield from _take_finals(transaction, texts, replies)
+            else:
+                transaction.final = _new_reply(Reply, (250, final[0]))
+        elif transaction.outcome.has_354:
+            yield from finish_without_data(transaction.outcome, transaction.lmtp)
         yield transaction
-        if outcome.closing:
+        if transaction.final is None and transaction.outcome.closing:
             return False
     return True
+
+
+def _take_envelope(
+    transaction: Transaction, texts: "list[bytes] | None", reset: bool
+) -> "Operation[None]":
+    """Take the replies to MAIL, RCPTs and DATA, one by one, if they are not the usual *texts*."""
+    outcome = transaction.outcome
+    if texts is not None:
+        outcome.take_usual(texts)
+        return
+    if reset:
+        outcome.take_reset((yield NEED_REPLY))
+        if outcome.closing:
+            return
+    yield from _take_recipients(transaction)
+    if not outcome.closing:
+        outcome.take_data((yield NEED_REPLY))
+
+
+def _take_recipients(transaction: Transaction) -> "Operation[None]":
+    outcome = transaction.outcome
+    outcome.take_mail((yield NEED_REPLY))
+    for _ in range(transaction.count):
+        if not outcome.closing:
+            outcome.take_rcpt((yield NEED_REPLY))
+
+
+def _take_finals(
+    transaction: Transaction, texts: "list[bytes] | None", replies: int
+) -> "Operation[None]":
+    """Take the replies to the message, one by one; *texts* are those to a usual envelope."""
+    outcome = transaction.outcome
+    if outcome.data is None and texts is not None:
+        outcome.take_usual(texts)
+    for _ in range(replies):
+        # A 421 is what the rest have, too.
+        outcome.take_final(outcome.last if outcome.closing else (yield NEED_REPLY))
 
 
 def chunked(*, depth: int) -> "Operation[bool]":
@@ -194,35 +305,30 @@ def chunked(*, depth: int) -> "Operation[bool]":
         transaction = (yield NEXT_IF_ANY) if in_flight else (yield NEXT)
         if transaction is not None:
             in_flight.append(transaction)
-            yield _chunk(transaction)
+            commands = b"%b%bBDAT %d LAST\r\n" % (
+                _RSET, transaction.commands, transaction.octets,
+            )  # fmt: skip
+            yield Send((commands, *transaction.payload), transaction.count + 3, "BDAT")
             if len(in_flight) < depth:
                 continue
         elif not in_flight:
             return True
         first = in_flight.popleft()
-        outcome = first.outcome
-        outcome.take_reset((yield NEED_REPLY))
-        if not outcome.closing:
-            yield from _take_envelope(first)
-        if not outcome.closing:
-            outcome.take_chunk((yield NEED_REPLY))
+        texts = yield _usual(2, first.count, _MESSAGE_TAKEN)
+        if texts is None:
+            yield from _take_chunk(first)
+        else:
+            first.final = _new_reply(Reply, (250, texts[-1]))
         yield first
-        if outcome.closing:
+        if first.final is None and first.outcome.closing:
             return False
 
 
-def _take_envelope(transaction: Transaction) -> "Operation[None]":
-    """Take the replies to MAIL and RCPT."""
+def _take_chunk(transaction: Transaction) -> "Operation[None]":
+    """Take the replies to RSET, MAIL, RCPTs and BDAT, one by one."""
     outcome = transaction.outcome
-    outcome.take_mail((yield NEED_REPLY))
-    for _ in transaction.envelope.rcpts:
-        if outcome.last[0] == 421:
-            return
-        outcome.take_rcpt((yield NEED_REPLY))
-
-
-def _chunk(transaction: Transaction) -> Send:
-    envelope = transaction.envelope
-    commands = b"".join((envelope.verbs.rset, envelope.mail, *envelope.rcpts))
-    buffers = (b"%bBDAT %d LAST\r\n" % (commands, transaction.octets), *transaction.payload)
-    return Send(buffers, len(envelope.rcpts) + 3, "BDAT")
+    outcome.take_reset((yield NEED_REPLY))
+    if not outcome.closing:
+        yield from _take_recipients(transaction)
+    if not outcome.closing:
+        outcome.take_chunk((yield NEED_REPLY))

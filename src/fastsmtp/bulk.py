@@ -216,6 +216,7 @@ class Mailer:
         if isinstance(messages, (Message, EmailMessage, str, bytes)):
             raise TypeError("send_many() takes an iterable of messages; send() takes one")
         self._check_open()
+        self._pool.recover()
         return self._run(_Run(self._pool, messages))
 
     def send(self, message: "AnyOutgoing") -> "Delivery":
@@ -225,6 +226,7 @@ class Mailer:
         connections.  Raises ValueError if the Mailer is closed.
         """
         self._check_open()
+        self._pool.recover()
         box: list[Delivery] = []
         pool = self._pool
         pool.submit(Job(message, box.append, pool.policy.retries, pool.read_clock()))
@@ -246,8 +248,7 @@ class Mailer:
         self._closed = True
         pool = self._pool
         pool.stop()
-        self._drive(lambda: not pool.links)
-        pool.close()
+        self._drive(lambda: not pool.links, pool.close)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -260,30 +261,36 @@ class Mailer:
 
     def _run(self, run: "_Run") -> "Iterator[Delivery]":
         try:
-            while run.pulling or run.outstanding:
+            while run.goes_on:
                 self._drive(run.has_news)
                 while run.results:
                     yield run.results.popleft()
         finally:
-            if run.pulling or run.outstanding or run.results:
+            if run.goes_on or run.results:
                 self._abandon(run)
         self._check_interrupted()
-        if run.error is not None:
-            raise run.error
+        error = run.error or self._pool.failure
+        if error is not None:
+            raise error
 
     def _abandon(self, run: "_Run") -> None:
         """End a run whose deliveries nobody takes any more."""
         run.abandon()
-        self._drive(lambda: not run.outstanding)
+        self._drive(lambda: not run.goes_on)
         self.unclaimed += run.results
 
     # -- driving --
 
-    def _drive(self, done: "Callable[[], bool]") -> None:
-        """Have the pool driven until *done*: by this thread, or by one that does so already."""
+    def _drive(
+        self, done: "Callable[[], bool]", finish: "Callable[[], None] | None" = None
+    ) -> None:
+        """Have the pool driven until *done*: by this thread, or by one that does so already.
+
+        With *finish* it is this thread in the end, and *finish* is called.
+        """
         with self._turn:
             while self._led:
-                if done():
+                if finish is None and done():
                     return
                 self._followers += 1
                 self._turn.wait()
@@ -296,6 +303,8 @@ class Mailer:
                     if self._followers:
                         with self._turn:
                             self._turn.notify_all()
+                if finish is not None:
+                    finish()
         finally:
             with self._turn:
                 self._led = False
@@ -337,15 +346,9 @@ class _Run:
     """One send_many(): what it pulls from, and what comes of it."""
 
     __slots__ = (
-        "_finite",
-        "_messages",
-        "_pool",
-        "_window",
-        "error",
-        "outstanding",
-        "pulling",
+        "_finite", "_messages", "_pool", "_pulled", "_reported", "_window", "error", "pulling",
         "results",
-    )
+    )  # fmt: skip
 
     def __init__(self, pool: Pool, messages: "Iterable[AnyOutgoing]") -> None:
         self._pool = pool
@@ -354,15 +357,20 @@ class _Run:
         self._window = pool.policy.connections * max(2, pool.policy.depth)
         self.results: deque[Delivery] = deque()
         self.pulling = True
-        #: Messages that were pulled and have no result.
-        self.outstanding = 0
+        # Each is written by one thread at a time: this run's, and the one that drives.
+        self._pulled = self._reported = 0
         self.error: BaseException | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there are messages that have no result, or may be."""
+        return self.pulling or self._pulled != self._reported
 
     def has_news(self) -> bool:
         """Pull what can be used; say whether there are results, or nothing more to come."""
         if self.pulling:
             self._pull()
-        return bool(self.results) or not (self.pulling or self.outstanding)
+        return bool(self.results) or not self.goes_on
 
     def _pull(self) -> None:
         pool = self._pool
@@ -373,10 +381,10 @@ class _Run:
                 return
         queue, report, retries = pool.queue, self._report, pool.policy.retries
         try:
-            while len(queue) < self._window and self.outstanding < _MOST_OUTSTANDING:
+            while len(queue) < self._window and self._pulled - self._reported < _MOST_OUTSTANDING:
                 message = next(self._messages)
-                self.outstanding += 1
                 queue.append(Job(message, report, retries, pool.now))
+                self._pulled += 1
         except StopIteration:
             self.pulling = False
         except BaseException as error:
@@ -384,8 +392,8 @@ class _Run:
             self.error = error
 
     def _report(self, delivery: "Delivery") -> None:
-        self.outstanding -= 1
         self.results.append(delivery)
+        self._reported += 1
 
     def abandon(self) -> None:
         """Pull no further, and give up what is not in flight."""

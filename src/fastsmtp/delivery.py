@@ -152,13 +152,10 @@ class Totals:
         taken = self.counts["accepted"] + self.counts["partial"]
         return taken / self.seconds if self.seconds else 0.0
 
-    def begin(self, now: float) -> None:
-        """Note the time of the first message, in seconds of time.monotonic()."""
-        if not self._began:
-            self._began = self._ended = now
-
     def add(self, delivery: Delivery, octets: int, now: float) -> None:
         """Count a delivery of a message of so many octets."""
+        if not self._ended:
+            self._began = now - delivery.seconds
         self._ended = now
         self.counts[delivery.status] += 1
         if delivery.status == "accepted":

@@ -200,6 +200,8 @@ class Dial:
             self._dialer.selector.register(sock, EVENT_WRITE, lambda mask: self._on_event(sock))
 
     def _on_event(self, sock: socket.socket) -> None:
+        if sock not in self._trying:
+            return  # another one has won since this one was selected
         self._dialer.selector.unregister(sock)
         self._trying.remove(sock)
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

@@ -153,6 +153,11 @@ class Job:
     def give_up(self, error: "Exception | None" = None) -> str:
         """Let what is waiting be: what the server has not refused is not sent."""
         self.error = error or self.error
+        if self.message is None:
+            try:
+                self.message = outgoing(self.handed_in)
+            except Exception as problem:  # it has no recipients to name, then
+                self.error = self.error or problem
         results = self._results()
         for position, address in enumerate(self._addresses()):
             if position not in results:
@@ -186,14 +191,15 @@ class Job:
         named, results = self._addresses(), self._results()
         again: list[int] = []
         later: list[int] = []
-        for position, (status, reply) in zip(
-            self._under_way(), _judgements(transaction), strict=True
-        ):
+        rcpts = transaction.outcome.rcpts
+        judgements = zip(self._under_way(), _judgements(transaction), strict=True)
+        for number, (position, (status, reply)) in enumerate(judgements):
             results[position] = RecipientResult(named[position], status, reply)
             if not transaction.outcome.delivered:
                 self.reply = reply
             if status == "deferred":
-                if transaction.outcome.accepted and _is_for_the_number(reply):
+                is_to_rcpt = number < len(rcpts) and reply is rcpts[number]
+                if transaction.outcome.accepted and is_to_rcpt and _is_for_the_number(reply):
                     again.append(position)
                 elif self.retries:
                     later.append(position)

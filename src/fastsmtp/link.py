@@ -48,8 +48,8 @@ class Link:
     __slots__ = (
         "_broken", "_ending", "_events", "_expected", "_handshaking", "_operation", "_out",
         "_queued", "_resume", "_sent", "deadline", "delivered", "dial", "domains", "established",
-        "idle_since", "in_flight", "is_tls", "limits", "mode", "most", "number", "phase",
-        "pool", "server", "session", "since", "sock", "taken", "waiting",
+        "idle_since", "in_flight", "is_leaving", "is_tls", "limits", "mode", "most", "number",
+        "phase", "pool", "server", "session", "since", "sock", "taken", "waiting",
     )  # fmt: skip
 
     def __init__(self, pool: "Pool", number: int, now: float) -> None:
@@ -68,7 +68,7 @@ class Link:
         #: What is awaited until then, in words.
         self.phase = "connecting"
         self.since = self.idle_since = now
-        self.established = False
+        self.established = self.is_leaving = False
         self.taken = self.delivered = 0
         #: Domains that recipients had in the session, where a server counts them (RFC 9422).
         self.domains: set[str] = set()
@@ -108,6 +108,8 @@ class Link:
     def close(self) -> None:
         """Let go of the connection, whatever goes on on it."""
         self._operation.close()
+        if self.dial is not None:
+            self.dial.close()
         if self.sock is not None:
             if self._events:
                 self.pool.selector.unregister(self.sock)
@@ -124,7 +126,9 @@ class Link:
                 value = _DO[type(effect)](self, effect)
         except StopIteration as end:
             self._leave(end.value)
-        except (SMTPException, OSError, ValueError) as error:
+        except Exception as error:
+            if self.established and not isinstance(error, (SMTPException, OSError)):
+                raise  # else a caller's function for the password may have raised it
             self.pool.ended(self, self._broken or error)
 
     def _obey(self, signal: Signal) -> "Any":
@@ -166,6 +170,7 @@ class Link:
         if in_step is None:
             self.pool.ended(self, None)
         else:
+            self.is_leaving = True
             self._resume = self._operation.send
             self.go_on(in_step)
 
@@ -175,6 +180,11 @@ class Link:
             self._flush()
         if self._broken is not None:
             raise self._broken
+        self._set_deadline()
+        return _WAIT
+
+    def _set_deadline(self) -> None:
+        """Begin the phase that comes now; its time runs from here."""
         pool = self.pool
         if self._out:
             self._await("the server to take data", pool.timeouts.block)
@@ -187,7 +197,6 @@ class Link:
             self._await("the reply to QUIT", pool.timeouts.quit)
         elif self.session.last_reply is not None:
             self._await("the reply to a command", pool.timeouts.command)
-        return _WAIT
 
     def _await(self, what: str, timeout: float) -> None:
         self.phase = what
@@ -204,12 +213,14 @@ class Link:
 
     def on_event(self, mask: int) -> None:
         """Do what the selector says can be done now."""
+        if not self._events:
+            return  # closed since it was selected
         if self._handshaking:
             self._shake_hands()
             return
         if mask & EVENT_WRITE and self._out:
             self._flush()
-            self._await("the server to take data", self.pool.timeouts.block)
+            self._set_deadline()
         if mask & EVENT_READ:
             self._receive()
         if self.waiting:
@@ -222,7 +233,10 @@ class Link:
             self.pool.ended(self, error)
             return
         if reply is not _WAIT:
+            owed, deadline = self.session.owed, self.deadline
             self.go_on(reply)
+            if self.session.owed == owed and reply is None:
+                self.deadline = deadline  # a part of a reply is no progress
         elif self._broken is not None:
             self.pool.ended(self, self._broken)
 
@@ -245,7 +259,7 @@ class Link:
             data = self.sock.recv(_RECEIVE)
             while data:
                 self.session.parser.feed(data)
-                if not self.is_tls:
+                if not (self.is_tls and self.sock.pending()):
                     return
                 data = self.sock.recv(_RECEIVE)  # the selector does not see what TLS holds
         except _NOT_NOW:

@@ -14,9 +14,9 @@ from .conversation import Mode
 from .delivery import Totals
 from .dial import Dialer
 from .errors import (
-    SMTPAuthenticationError,
     SMTPException,
     SMTPNotSupportedError,
+    SMTPResponseException,
     SMTPServerDisconnected,
 )
 from .jobs import AGAIN, DONE, Job
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 # Seconds between looks at the timers: how exact timeouts are.
 _TICK = 0.05
+# Seconds before a second attempt to connect; the pauses that follow are longer.
+_FIRST_PAUSE = 0.5
+_MOST_NOTES = 100
 _NO_LIMIT = 1 << 62
 _NO_LIMITS = Limits()
 #: The replies that say "I do not know what you want".
@@ -119,7 +122,10 @@ class Pool:
         self.stopping = False
         #: Why no connection can be had, once it is certain.
         self.failure: Exception | None = None
-        self.backoff = Backoff(policy.connections)
+        #: Why no further connection can be had, while there are some.
+        self._refusal: Exception | None = None
+        self.backoff = Backoff(policy.connections, base=_FIRST_PAUSE)
+        self._closed = False
         self.links: set[Link] = set()
         self.idle: list[Link] = []
         self._later: list[tuple[float, int, Job]] = []
@@ -187,8 +193,17 @@ class Pool:
         """Return the time, in seconds."""
         return time.monotonic()
 
+    def recover(self) -> None:
+        """Before a new call: let an earlier failure be no reason not to try."""
+        if self.failure is not None:
+            self.failure = self._refusal = None
+            self.backoff = Backoff(self.policy.connections, base=_FIRST_PAUSE)
+
     def step(self) -> None:
         """Wait for something to happen, for a moment at most, and see to it."""
+        if self._closed:
+            self.clear(None)
+            return
         events = self.selector.select(self._patience())
         self.now = now = time.monotonic()
         for key, mask in events:
@@ -239,8 +254,9 @@ class Pool:
 
     def clear(self, error: "Exception | None") -> None:
         """Give up all jobs that are not in flight, and connections that are not used."""
-        jobs = [*self.queue, *(job for _, _, job in self._later)]
-        self.queue.clear()
+        # Other threads may add to the queue meanwhile.
+        jobs = [self.queue.popleft() for _ in range(len(self.queue))]
+        jobs += [job for _, _, job in self._later]
         self._later.clear()
         for job in jobs:
             job.give_up(error)
@@ -253,17 +269,15 @@ class Pool:
 
     def cancel(self, report: "Callable[[Delivery], object]") -> None:
         """Give up the jobs of one reporter that are not in flight."""
-        for job in [job for job in self.queue if job.report == report]:
-            self.queue.remove(job)
-            job.give_up()
-            self._report(job)
-        left = [item for item in self._later if item[2].report != report]
-        given_up = [job for _, _, job in self._later if job.report == report]
-        heapq.heapify(left)
-        self._later = left
-        for job in given_up:
-            job.give_up()
-            self._report(job)
+        queued = [self.queue.popleft() for _ in range(len(self.queue))]
+        self.queue.extendleft(job for job in reversed(queued) if job.report != report)
+        later = [item for item in self._later if item[2].report == report]
+        self._later = [item for item in self._later if item[2].report != report]
+        heapq.heapify(self._later)
+        for job in [*queued, *(job for _, _, job in later)]:
+            if job.report == report:
+                job.give_up()
+                self._report(job)
 
     def forget(self, link: Link) -> None:
         """Close a connection without a word."""
@@ -274,6 +288,7 @@ class Pool:
 
     def close(self) -> None:
         """Close everything at once."""
+        self._closed = True
         for link in list(self.links):
             self.forget(link)
         self.selector.close()
@@ -288,7 +303,7 @@ class Pool:
         The first one goes ahead alone: the others need not fail as it does,
         and can resume its TLS session.
         """
-        if self.idle or self.now < self.backoff.not_before:
+        if self.idle or self.now < self.backoff.not_before or (self._refusal and self.links):
             return
         allowed = self.backoff.limit if self._reached else 1
         opening = sum(not link.established for link in self.links)
@@ -348,6 +363,7 @@ class Pool:
         link.most = min(
             policy.max_messages or _NO_LIMIT, (link.limits or _NO_LIMITS).mail_max or _NO_LIMIT
         )
+        self._tls_session = link.tls_session or self._tls_session
         self.backoff.succeeded(self.now)
 
     def _is_verified(self, link: Link) -> bool:
@@ -363,22 +379,25 @@ class Pool:
             self.stopping
             or link.taken >= link.most
             or self.now - link.since >= self.policy.max_age
-            or len(self.links) > self.backoff.limit
+            or (len(self.links) > self.backoff.limit and self._too_many())
         )
+
+    def _too_many(self) -> bool:
+        return sum(not link.is_leaving for link in self.links) > self.backoff.limit
 
     def ended(self, link: Link, error: "Exception | None") -> None:
         """Take that a connection has come to its end, in order or by *error*."""
         lost = list(link.in_flight)
         self._tls_session = link.tls_session or self._tls_session
         self.forget(link)
-        if error is None and not lost:
+        if not lost and (error is None or link.is_leaving):
+            return
+        if not link.established:
+            self._not_established(error or SMTPServerDisconnected("Connection closed"))
             return
         if error is None:
             error = SMTPServerDisconnected("Connection closed by the server")
-        if not link.established:
-            self._not_established(error)
-            return
-        if lost and link.mode.pipelining and not link.delivered:
+        elif not link.delivered and link.mode.pipelining:
             self._suspect(link, error)
         if not link.delivered:
             self.backoff.failed(self.now)
@@ -389,17 +408,26 @@ class Pool:
     def _not_established(self, error: Exception) -> None:
         """Take that a connection failed before its first transaction."""
         self.backoff.failed(self.now)
-        working = any(link.established for link in self.links)
-        lost_cause = not working and self.backoff.failures >= self.policy.connect_attempts
-        if lost_cause or _is_final(error):
+        if _is_final(error):
+            self._refusal = error
+        if any(link.established for link in self.links):
+            return  # those that there are may do
+        if self._refusal or self.backoff.failures >= self.policy.connect_attempts:
             self.failure = error
+        else:
+            self._note(f"no connection ({error}): trying again")
+
+    def _note(self, text: str) -> None:
+        """Note what the run should say, once."""
+        if text not in self.totals.notes and len(self.totals.notes) < _MOST_NOTES:
+            self.totals.notes.append(text)
 
     def _suspect(self, link: Link, error: Exception) -> None:
         """Go on without what was in use when a connection broke, unless it has worked before."""
         feature = "CHUNKING" if link.server.chunked else "PIPELINING"
         if feature not in self._proven and feature not in self._broken:
             self._broken.add(feature)
-            self.totals.notes.append(
+            self._note(
                 f"the connection broke while {feature} was used ({error}): going on without it"
             )
 
@@ -462,7 +490,7 @@ class Pool:
             return False
         if "CHUNKING" not in self._broken:
             self._broken.add("CHUNKING")
-            self.totals.notes.append(
+            self._note(
                 f"the server offers CHUNKING, but answers BDAT with {outcome.last.code} "
                 f"{outcome.last.text.decode('utf-8', 'replace')}: going on without it"
             )
@@ -485,7 +513,7 @@ class Pool:
 
 def _is_final(error: Exception) -> bool:
     """Say whether to connect again would be in vain."""
-    if isinstance(error, SMTPAuthenticationError):
+    if isinstance(error, SMTPResponseException):
         return error.smtp_code >= 500
     if isinstance(error, socket.gaierror):
         return error.errno == socket.EAI_NONAME

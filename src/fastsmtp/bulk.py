@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from types import FrameType
     from typing import Any, Literal
 
     from typing_extensions import Self
@@ -36,11 +37,6 @@ if TYPE_CHECKING:
 _CEILINGS = Timeouts(300.0, 300.0, 300.0, 120.0, 180.0, 600.0, 300.0)
 _DEFAULT_TIMEOUTS = Timeouts()
 _TLS = ("starttls", "implicit", "opportunistic", "none")
-# The functions beneath, where there are any: what signal puts around them, to make enumeration
-# members of what goes in and out, takes longer than sending a message.
-_get_handler: "Any" = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
-_set_handler: "Any" = getattr(signal.signal, "__wrapped__", signal.signal)
-_MAIN_THREAD = threading.main_thread().ident
 # Messages that are held for a later attempt, before no further ones are pulled.
 _MOST_OUTSTANDING = 10_000
 
@@ -177,6 +173,8 @@ class Mailer:
         self._followers = 0  # threads that wait for another one to drive
         self._closed = False
         self._interrupted = False
+        #: The main thread is in the middle of work that Ctrl-C must not tear apart.
+        self.holds_interrupts = False
         #: Deliveries that nobody took: of a send_many() that was left early.
         self.unclaimed: list[Delivery] = []
 
@@ -230,7 +228,8 @@ class Mailer:
         box: list[Delivery] = []
         pool = self._pool
         pool.submit(Job(message, box.append, pool.policy.retries, pool.read_clock()))
-        self._drive(lambda: bool(box))
+        with _Interrupts(self):
+            self._drive(lambda: bool(box))
         self._check_interrupted()
         return box[0]
 
@@ -248,7 +247,8 @@ class Mailer:
         self._closed = True
         pool = self._pool
         pool.stop()
-        self._drive(lambda: not pool.links, pool.close)
+        with _Interrupts(self):
+            self._drive(lambda: not pool.links, pool.close)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -260,14 +260,15 @@ class Mailer:
             raise KeyboardInterrupt
 
     def _run(self, run: "_Run") -> "Iterator[Delivery]":
-        try:
-            while run.goes_on:
-                self._drive(run.has_news)
-                while run.results:
-                    yield run.results.popleft()
-        finally:
-            if run.goes_on or run.results:
-                self._abandon(run)
+        with _Interrupts(self):
+            try:
+                while run.goes_on:
+                    self._drive(run.has_news)
+                    while run.results:
+                        yield run.results.popleft()
+            finally:
+                if run.goes_on or run.results:
+                    self._abandon(run)
         self._check_interrupted()
         error = run.error or self._pool.failure
         if error is not None:
@@ -297,18 +298,20 @@ class Mailer:
                 self._followers -= 1
             self._led = True
         try:
-            with _Interrupts(self):
-                while not done():
-                    self._pool.step()
-                    if self._followers:
-                        with self._turn:
-                            self._turn.notify_all()
-                if finish is not None:
-                    finish()
+            self.holds_interrupts = _in_main_thread()
+            while not done():
+                self._pool.step()
+                if self._followers:
+                    with self._turn:
+                        self._turn.notify_all()
+            if finish is not None:
+                finish()
         finally:
+            self.holds_interrupts = False
             with self._turn:
                 self._led = False
-                self._turn.notify_all()
+                if self._followers:
+                    self._turn.notify_all()
 
     def interrupt(self) -> None:
         """Do what Ctrl-C does: stop(), and at the second time raise KeyboardInterrupt."""
@@ -319,27 +322,37 @@ class Mailer:
 
 
 class _Interrupts:
-    """While a main thread drives, Ctrl-C stops the Mailer instead of tearing it apart."""
+    """Has Ctrl-C stop a Mailer that is at work in the main thread, instead of tearing it apart.
 
-    __slots__ = ("_mailer", "_previous")
+    At any other time it does what it always does.  Setting a handler takes the
+    system longer than sending a message, so it stays set for a whole run.
+    """
+
+    __slots__ = ("_mailer", "_ours")
 
     def __init__(self, mailer: Mailer) -> None:
         self._mailer = mailer
-        self._previous: Any = None
+        self._ours: Any = None
 
     def __enter__(self) -> None:
-        if (
-            threading.get_ident() == _MAIN_THREAD
-            and _get_handler(signal.SIGINT) is signal.default_int_handler
-        ):
-            self._previous = _set_handler(signal.SIGINT, self._on_interrupt)
+        if _in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._ours = self._on_interrupt
+            signal.signal(signal.SIGINT, self._ours)
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._previous is not None:
-            _set_handler(signal.SIGINT, self._previous)
+        # A generator may be closed in another thread than it began in.
+        if self._ours and _in_main_thread() and signal.getsignal(signal.SIGINT) is self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def _on_interrupt(self, number: int, frame: object) -> None:
-        self._mailer.interrupt()
+    def _on_interrupt(self, number: int, frame: "FrameType | None") -> None:
+        if self._mailer.holds_interrupts:
+            self._mailer.interrupt()
+        else:
+            signal.default_int_handler(number, frame)
+
+
+def _in_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
 
 
 class _Run:

@@ -30,7 +30,7 @@ define bin
 .venv/$(1)-$(TAG)/bin
 endef
 
-.PHONY: help demo test coverage bench report lint clean
+.PHONY: help demo test coverage ledger bench report lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -72,6 +72,9 @@ ifneq ($(FASTSMTP_BUILD_EXTENSION),no)
 endif
 	$(call bin,test)/coverage report --fail-under=95
 	$(call bin,test)/coverage report --fail-under=100 --include=$(PURE_FILES)
+
+ledger: .venv/test-$(TAG)/$(STAMP)  ## 300 runs of 10,000 messages against a faulty server: 45 minutes
+	FASTSMTP_LEDGER=300:10000 $(call bin,test)/python -m pytest tests/test_ledger.py::test_ledger $(ARGS)
 
 bench: .venv/bench-$(TAG)/$(STAMP)  ## the benchmarks; ARGS=--benchmark-disable for one quick pass
 	$(call bin,bench)/python -m pytest benches $(ARGS)

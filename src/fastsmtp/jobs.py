@@ -6,7 +6,6 @@ connection is lost before the message can have been taken.
 """
 
 from .delivery import Delivery, RecipientResult, overall
-from .operations import ACCEPTED
 from .options import domain_of
 from .outgoing import Message, addresses, outgoing, prepare
 
@@ -235,30 +234,27 @@ class Job:
 def _judgements(transaction: "Transaction") -> "Iterator[tuple[str, Reply | None]]":
     """Yield for each recipient its status and the reply that decided."""
     outcome = transaction.outcome
-    refusal = outcome.refusal
     finals = iter(outcome.finals)
     final = None if transaction.lmtp else next(finals, None)
     for position in range(transaction.count):
-        reply = refusal
+        reply = outcome.refusal
         if reply is None and position < len(outcome.rcpts):
             reply = outcome.rcpts[position]
-            if reply[0] in ACCEPTED:
+            if reply[0] < 400:
                 reply = next(finals, None) if transaction.lmtp else final
-                if not transaction.committed:
+                if outcome.data is not None and outcome.data[0] >= 400:
                     reply = outcome.data
-        yield _status(reply, outcome.delivered), reply
+        if outcome.delivered and not outcome.accepted:
+            reply = None  # it took what nobody may have sent: anything can be
+        yield _status(reply), reply
 
 
-def _status(reply: "Reply | None", delivered: bool) -> str:
+def _status(reply: "Reply | None") -> str:
     if reply is None:
         return "unknown"
-    if reply[0] == 250:
+    if reply[0] < 400:
         return "accepted"
-    if reply[0] >= 500:
-        return "rejected"
-    if reply[0] >= 400 or not delivered:
-        return "deferred"
-    return "unknown"  # 252 to RCPT: the server may have sent the message there, too
+    return "deferred" if reply[0] < 500 else "rejected"
 
 
 def _is_for_the_number(reply: "Reply | None") -> bool:

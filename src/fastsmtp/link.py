@@ -33,6 +33,8 @@ _RECEIVE = 16384
 # and this is how much goes into one call under TLS.
 _JOINED = 65536
 _MOST_BUFFERS = 512  # IOV_MAX is 1024 where it is known
+# Reads of what a server has still said when writing fails.
+_LAST_WORDS = 64
 _NEVER = float("inf")
 # What doing an effect returns if the operation is to be resumed by an event.
 _WAIT = object()
@@ -146,16 +148,14 @@ class Link:
 
     def _expect(self, expected: Expect) -> "Any":
         """Take what is expected; wait, if nothing is there."""
-        parser = self.session.parser
-        if not self._out:
-            texts = parser.take_replies(expected.codes)
-            if texts is not None:
-                self.session.owed -= len(texts)
-                return texts
-            if parser.pending:
-                return None
-        self._expected = expected
-        return self._wait()
+        session = self.session
+        if not session.parser.pending:
+            self._expected = expected
+            return self._wait()
+        texts = session.parser.take_replies(expected.codes)
+        if texts is not None:
+            session.owed -= len(texts)
+        return texts
 
     def _finish(self, transaction: Transaction) -> None:
         self.in_flight.popleft()
@@ -179,7 +179,10 @@ class Link:
         if self._out and self._broken is None:
             self._flush()
         if self._broken is not None:
-            raise self._broken
+            value = self._awaited()  # it may have come before the connection broke
+            if value is _WAIT:
+                raise self._broken
+            return value
         self._set_deadline()
         return _WAIT
 
@@ -249,10 +252,7 @@ class Link:
         if not session.parser.pending:
             return _WAIT
         self._expected = None
-        texts = session.parser.take_replies(expected.codes)
-        if texts is not None:
-            session.owed -= len(texts)
-        return texts
+        return self._expect(expected)
 
     def _receive(self) -> None:
         try:
@@ -343,8 +343,10 @@ class Link:
 
     def _receive_last_words(self) -> None:
         """After writing failed: read what the server said before, which may tell why."""
-        failure = self._broken
-        self._receive()
+        failure, self._broken = self._broken, None
+        for _ in range(_LAST_WORDS):
+            if self._broken is None:
+                self._receive()
         self._broken = failure
 
     def _watch(self, events: int) -> None:

@@ -126,6 +126,8 @@ class Pool:
         self._refusal: Exception | None = None
         self.backoff = Backoff(policy.connections, base=_FIRST_PAUSE)
         self._closed = False
+        # Attempts to connect that failed, in a row.
+        self._failures = 0
         self.links: set[Link] = set()
         self.idle: list[Link] = []
         self._later: list[tuple[float, int, Job]] = []
@@ -197,6 +199,7 @@ class Pool:
         """Before a new call: let an earlier failure be no reason not to try."""
         if self.failure is not None:
             self.failure = self._refusal = None
+            self._failures = 0
             self.backoff = Backoff(self.policy.connections, base=_FIRST_PAUSE)
 
     def step(self) -> None:
@@ -359,6 +362,7 @@ class Pool:
         if "limits" in extensions:
             link.limits = parse_limits(extensions["limits"])
         link.established = self._reached = True
+        self._failures = 0
         self.totals.connections += 1
         link.most = min(
             policy.max_messages or _NO_LIMIT, (link.limits or _NO_LIMITS).mail_max or _NO_LIMIT
@@ -407,12 +411,14 @@ class Pool:
 
     def _not_established(self, error: Exception) -> None:
         """Take that a connection failed before its first transaction."""
+        if self.now >= self.backoff.not_before:  # several that fail at a time are one failure
+            self._failures += 1
         self.backoff.failed(self.now)
         if _is_final(error):
             self._refusal = error
         if any(link.established for link in self.links):
             return  # those that there are may do
-        if self._refusal or self.backoff.failures >= self.policy.connect_attempts:
+        if self._refusal or self._failures >= self.policy.connect_attempts:
             self.failure = error
         else:
             self._note(f"no connection ({error}): trying again")

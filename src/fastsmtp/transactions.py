@@ -8,7 +8,7 @@ itself yielded as an effect.
 from collections import deque
 
 from .errors import SMTPProtocolError
-from .operations import ACCEPTED, NEED_REPLY, Outcome, Send, Signal, finish_without_data, send
+from .operations import NEED_REPLY, Outcome, Send, Signal, finish_without_data, send
 from .reply import Reply
 
 TYPE_CHECKING = False
@@ -45,35 +45,34 @@ class StrictOutcome(Outcome):
 
     def take_mail(self, reply: "Reply") -> None:
         """Take the reply to MAIL."""
-        self.mail = self.last = reply
         if reply[0] != 250 and reply[0] < 400:
             raise _out_of_step(reply, "MAIL")
+        self.mail = self.last = reply
 
     def take_rcpt(self, reply: "Reply") -> None:
         """Take the reply to the next RCPT."""
+        if 300 <= reply[0] < 400:
+            raise _out_of_step(reply, "RCPT")
         self.last = reply
         self.rcpts.append(reply)
-        code = reply[0]
-        if code in ACCEPTED:
-            if self.mail[0] == 250:
-                self.accepted += 1
-        elif code < 400 and code != 252:
-            raise _out_of_step(reply, "RCPT")
+        # By the first digit (RFC 5321, section 4.3.2): 252 may mean that it is delivered there.
+        if reply[0] < 300 and self.mail[0] == 250:
+            self.accepted += 1
 
     def take_data(self, reply: "Reply") -> None:
         """Take the reply to DATA."""
-        self.data = self.last = reply
         if reply[0] != 354 and reply[0] < 400:
             raise _out_of_step(reply, "DATA")
+        self.data = self.last = reply
 
     def take_final(self, reply: "Reply") -> None:
         """Take a reply to the message."""
+        if reply[0] != 250 and reply[0] < 400:
+            raise _out_of_step(reply, "the message")
         self.last = reply
+        self.finals.append(reply)
         if reply[0] == 250:
             self.delivered = True
-        elif reply[0] < 400:
-            raise _out_of_step(reply, "the message")
-        self.finals.append(reply)
 
     def take_usual(self, texts: "list[bytes]") -> None:
         """Take that MAIL, RCPTs and DATA went well, with these texts."""
@@ -169,7 +168,7 @@ class Transaction:
         """
         outcome = self.outcome
         refused = not outcome.accepted and len(outcome.rcpts) == self.count
-        return self.committed and not refused
+        return self.committed and (outcome.delivered or not refused)
 
 
 class Expect:

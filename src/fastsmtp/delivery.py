@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 STATUSES = ("accepted", "partial", "deferred", "rejected", "unknown", "not_sent")
 
 # Where servers put the name they file a message under, in the reply to it.
-_QUEUE_ID = re.compile(
-    r"queued as ([\w.-]+)"  # Postfix, aiosmtpd's kin
-    r"|\bid=([\w-]+)"  # Exim
-    r"|queued mail for delivery.*?\bid[ =]([\w.-]+)"
-    r"|(?:^|\s)<?([\w.-]+)>? (?:Message accepted|Queued)"  # Sendmail
-    r"|\b([0-9a-f]{8}): message accepted"  # OpenSMTPD
-    r"|^(?:\d\.\d\.\d )?Ok:? ([\w.-]{8,})$",  # Amazon SES
-    re.IGNORECASE,
+# In this order: the first that fits.
+_QUEUE_IDS = (
+    r"queued as ([\w.-]+)",  # Postfix
+    r"\bid=([\w-]+)",  # Exim
+    r"queued mail for delivery.*?\bid[ =]([\w.-]+)",
+    r"(?:^|\s)<?([\w.-]+)>? (?:Message accepted|Queued)",  # Sendmail
+    r"\b([0-9a-f]{8}): message accepted",  # OpenSMTPD
+    r"^(?:\d\.\d\.\d )?Ok:? ([\w.-]{8,})$",  # Amazon SES
 )
 _MOST_REASONS = 1000
 
@@ -84,8 +84,11 @@ class Delivery(NamedTuple):
         """What the server files the message under, as far as its reply says so."""
         if self.reply is None or self.reply.code != 250:
             return None
-        match = _QUEUE_ID.search(self.reply.text.decode("latin-1"))
-        return None if match is None else next(filter(None, match.groups()))
+        text = self.reply.text.decode("latin-1")
+        for pattern in _QUEUE_IDS:
+            if match := re.search(pattern, text, re.IGNORECASE):
+                return match[1]
+        return None
 
     @property
     def refused(self) -> "dict[str, Reply]":

@@ -617,20 +617,23 @@ def envelope_commands(sender, recipients, mail_parameters="", rcpt_parameters=""
     cdef const char *text
     if not isinstance(sender, str):
         raise TypeError(f"an address must be str, not {type(sender).__name__}")
-    if type(recipients) is not list:
-        recipients = list(recipients)
-    if len(sender) and not _is_plain(sender):
+    # Sizes are those of the memory: a subclass of str may have a len() of its own, and the list
+    # may be another thread's, too.
+    cdef list copied = list(recipients)
+    text = fastsmtp_ascii(sender, &size)
+    if text is NULL or (size and not _is_plain(sender)):
         return None
-    total = 14 + len(sender) + mail_size
-    for recipient in <list>recipients:
+    total = 14 + size + mail_size
+    for recipient in copied:
         if not isinstance(recipient, str) or not _is_plain(recipient):
             return None
-        total += 12 + len(recipient) + rcpt_size
+        fastsmtp_ascii(recipient, &size)
+        total += 12 + size + rcpt_size
     cdef bytes result = PyBytes_FromStringAndSize(NULL, total)
     cdef char *out = PyBytes_AS_STRING(result)
     text = fastsmtp_ascii(sender, &size)
     out = _put_command(out, b"MAIL FROM:<", 11, text, size, mail, mail_size)
-    for recipient in <list>recipients:
+    for recipient in copied:
         text = fastsmtp_ascii(recipient, &size)
         out = _put_command(out, b"RCPT TO:<", 9, text, size, rcpt, rcpt_size)
     return result

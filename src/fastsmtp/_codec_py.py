@@ -328,6 +328,7 @@ def envelope_commands(
             raise ValueError(f"parameters hold a control character: {text!r}")
     if not isinstance(sender, str):
         raise TypeError(f"an address must be str, not {type(sender).__name__}")
+    recipients = list(recipients)
     plain = _PLAIN_ADDRESS.fullmatch
     commands = [f"MAIL FROM:<{sender}>{mail_parameters}\r\n"]
     if sender and not plain(sender):

@@ -169,7 +169,7 @@ class Mailer:
             socket_factory=socket_factory,
         )
         self._turn = threading.Condition()
-        self._led = False  # some thread drives
+        self._leader: int | None = None  # the thread that drives
         self._followers = 0  # threads that wait for another one to drive
         self._closed = False
         self._interrupted = False
@@ -230,7 +230,9 @@ class Mailer:
         pool.submit(Job(message, box.append, pool.policy.retries, pool.read_clock()))
         with _Interrupts(self):
             self._drive(lambda: bool(box))
-        self._check_interrupted()
+        if self._is_interrupted():
+            self.unclaimed += box
+            raise KeyboardInterrupt
         return box[0]
 
     def stop(self) -> None:
@@ -244,20 +246,26 @@ class Mailer:
         """Say QUIT on each connection, and close; once closed, a Mailer sends no more."""
         if self._closed:
             return
+        self._check_open()
         self._closed = True
         pool = self._pool
         pool.stop()
         with _Interrupts(self):
             self._drive(lambda: not pool.links, pool.close)
+        if self._is_interrupted():
+            raise KeyboardInterrupt
 
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("the Mailer is closed")
+        if self._leader == threading.get_ident():
+            raise RuntimeError("the Mailer is called from what it calls itself, and waits for")
 
-    def _check_interrupted(self) -> None:
-        if self._interrupted:
-            self._interrupted = False
-            raise KeyboardInterrupt
+    def _is_interrupted(self) -> bool:
+        """Say whether Ctrl-C was pressed, for the main thread to pass on; it is, once."""
+        interrupted = self._interrupted and _in_main_thread()
+        self._interrupted = self._interrupted and not interrupted
+        return interrupted
 
     def _run(self, run: "_Run") -> "Iterator[Delivery]":
         with _Interrupts(self):
@@ -269,7 +277,8 @@ class Mailer:
             finally:
                 if run.goes_on or run.results:
                     self._abandon(run)
-        self._check_interrupted()
+        if self._is_interrupted():
+            raise KeyboardInterrupt
         error = run.error or self._pool.failure
         if error is not None:
             raise error
@@ -289,16 +298,27 @@ class Mailer:
 
         With *finish* it is this thread in the end, and *finish* is called.
         """
+        in_main_thread = _in_main_thread()
+        if in_main_thread:  # nobody else ever sets it
+            self.holds_interrupts = True
+        try:
+            self._drive_or_follow(done, finish)
+        finally:
+            if in_main_thread:
+                self.holds_interrupts = False
+
+    def _drive_or_follow(
+        self, done: "Callable[[], bool]", finish: "Callable[[], None] | None"
+    ) -> None:
         with self._turn:
-            while self._led:
+            while self._leader is not None:
                 if finish is None and done():
                     return
                 self._followers += 1
                 self._turn.wait()
                 self._followers -= 1
-            self._led = True
+            self._leader = threading.get_ident()
         try:
-            self.holds_interrupts = _in_main_thread()
             while not done():
                 self._pool.step()
                 if self._followers:
@@ -307,9 +327,8 @@ class Mailer:
             if finish is not None:
                 finish()
         finally:
-            self.holds_interrupts = False
             with self._turn:
-                self._led = False
+                self._leader = None
                 if self._followers:
                     self._turn.notify_all()
 

@@ -93,9 +93,11 @@ class Dialer:
 
     def _look_up(self, take: "Callable[[list[Address]], None]", dial: "Dial") -> None:
         try:
-            take(self._resolve(socket.AI_NUMERICHOST))  # an address needs no looking up
-        except OSError:
+            addresses = self._resolve(socket.AI_NUMERICHOST)  # they need no looking up
+        except (OSError, ValueError):
             self._aside(self._resolve, take, dial)
+        else:
+            take(addresses)
 
     def _resolve(self, flags: int = 0) -> "list[Address]":
         found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=flags)
@@ -139,7 +141,9 @@ class Dial:
         self._due = _NEVER
 
     def take_addresses(self, addresses: "list[Address]") -> None:
-        """Begin with the first of them."""
+        """Begin with the first of them, if it is not too late."""
+        if self._done is None:
+            return
         self._left = list(addresses)
         self._due = _NOW
         self.tick()
@@ -182,7 +186,11 @@ class Dial:
                 self.fail(self._error)
 
     def _try(self, family: int, address: "Any") -> None:
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:  # there is no IPv6 here, or no file left
+            self._failed(error)
+            return
         try:
             sock.setblocking(False)
             if family != getattr(socket, "AF_UNIX", None):

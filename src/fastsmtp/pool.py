@@ -167,6 +167,8 @@ class Pool:
         """Have something called by the thread that drives."""
         self._posted.append(call)
         self.wake()
+        if self._closed:
+            self._call_posted()  # nobody drives any more
 
     def stop(self) -> None:
         """Begin nothing more; what is in flight is finished."""
@@ -186,6 +188,9 @@ class Pool:
                 pass
         except BlockingIOError:
             pass
+        self._call_posted()
+
+    def _call_posted(self) -> None:
         while self._posted:
             self._posted.popleft()()
 
@@ -281,6 +286,10 @@ class Pool:
             if job.report == report:
                 job.give_up()
                 self._report(job)
+        for link in self.links:
+            for transaction in link.in_flight:
+                if transaction.job.report == report:
+                    transaction.job.retries = 0  # nobody waits for a later attempt
 
     def forget(self, link: Link) -> None:
         """Close a connection without a word."""
@@ -297,6 +306,7 @@ class Pool:
         self.selector.close()
         self._waker.close()
         self._woken.close()
+        self._call_posted()  # a socket that somebody made meanwhile is closed
 
     # -- connections --
 
@@ -387,7 +397,9 @@ class Pool:
         )
 
     def _too_many(self) -> bool:
-        return sum(not link.is_leaving for link in self.links) > self.backoff.limit
+        # Those that are being opened may come to nothing.
+        count = sum(link.established and not link.is_leaving for link in self.links)
+        return count > self.backoff.limit
 
     def ended(self, link: Link, error: "Exception | None") -> None:
         """Take that a connection has come to its end, in order or by *error*."""
@@ -482,6 +494,7 @@ class Pool:
                 return
         elif link.server.chunked and self._is_misunderstood(transaction.outcome):
             job.attempts -= 1
+            link.most = 0  # this session goes by BDAT to its end
             self._go_on(job, AGAIN)
             return
         elif transaction.outcome.last.code == 421 and not link.delivered:

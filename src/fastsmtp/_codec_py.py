@@ -330,13 +330,14 @@ def envelope_commands(
         raise TypeError(f"an address must be str, not {type(sender).__name__}")
     recipients = list(recipients)
     plain = _PLAIN_ADDRESS.fullmatch
-    commands = [f"MAIL FROM:<{sender}>{mail_parameters}\r\n"]
+    # Joined, not formatted: members of an enumeration are formatted as their names.
+    commands = ["MAIL FROM:<", sender, ">", mail_parameters, "\r\n"]
     if sender and not plain(sender):
         return None
     for recipient in recipients:
         if not isinstance(recipient, str) or not plain(recipient):
             return None
-        commands.append(f"RCPT TO:<{recipient}>{rcpt_parameters}\r\n")
+        commands += ("RCPT TO:<", recipient, ">", rcpt_parameters, "\r\n")
     return "".join(commands).encode("ascii")
 
 

@@ -332,7 +332,7 @@ def envelope_commands(
     plain = _PLAIN_ADDRESS.fullmatch
     # Joined, not formatted: members of an enumeration are formatted as their names.
     commands = ["MAIL FROM:<", sender, ">", mail_parameters, "\r\n"]
-    if sender and not plain(sender):
+    if str.__len__(sender) and not plain(sender):
         return None
     for recipient in recipients:
         if not isinstance(recipient, str) or not plain(recipient):

@@ -45,6 +45,13 @@ __version__ = "0.1.0"
 __all__ = [
     "LMTP",
     "SMTP",
+    "DeliverBy",
+    "Delivery",
+    "Mailer",
+    "Message",
+    "Options",
+    "Recipient",
+    "RecipientResult",
     "SMTPAuthenticationError",
     "SMTPConnectError",
     "SMTPDataError",
@@ -56,6 +63,8 @@ __all__ = [
     "SMTPResponseException",
     "SMTPSenderRefused",
     "SMTPServerDisconnected",
+    "Timeouts",
+    "Totals",
     "implementation",
     "install",
     "quoteaddr",
@@ -94,7 +103,6 @@ _LAZY = {
     "Timeouts": "pool",
     "Totals": "delivery",
 }
-__all__ += list(_LAZY)
 
 
 def __getattr__(name: str) -> object:

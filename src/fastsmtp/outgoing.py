@@ -56,7 +56,7 @@ class Message:
             _check_kind(content)
         self.sender = sender
         self.recipients: AnyRecipients = recipients
-        self.content = content
+        self.content: Any = content
         self.id = id
         self.options = options
 

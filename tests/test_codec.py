@@ -6,6 +6,7 @@ import array
 import base64
 import binascii
 import ctypes
+import enum
 import hmac
 import importlib
 import inspect
@@ -25,7 +26,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastsmtp import _codec_py
+from fastsmtp import _codec_py, envelope
 from fastsmtp import codec as chosen
 from fastsmtp.errors import SMTPProtocolError, SMTPResponseException
 
@@ -260,7 +261,7 @@ def test_what_is_not_message_data(codec, data):
 
 # -- the twins ----------------------------------------------------------------
 
-METHODS = ["feed", "next_reply", "take_line"]
+METHODS = ["feed", "next_reply", "take_line", "take_replies"]
 
 
 def public(module):
@@ -646,6 +647,380 @@ def test_a_line_of_no_length(codec, limit):
     parser.feed(b"250 ok\r\n")
     assert parser.take_line(limit) == b""
     assert parser.next_reply() == (250, b"ok")
+
+
+USUAL = (250, 250, 354)
+TAKEN = [
+    # stream, codes, texts or None
+    (b"250 a\r\n250 b\r\n354 c\r\n", USUAL, [b"a", b"b", b"c"]),
+    (b"250 a\n250 \t b \r\r\n354 \r\n", USUAL, [b"a", b"b", b""]),
+    (b"250 a\r\n250 b\r\n354 c\r\n250 d\r\n", USUAL, [b"a", b"b", b"c"]),
+    (b"250 a\r\n250 b\r\n354 c\r\n25", USUAL, [b"a", b"b", b"c"]),
+    (b"250 a\r\n", (250,), [b"a"]),
+    (b"250 a\r\n", (), []),
+    (b"", (), []),
+    # others, in any place
+    (b"251 a\r\n250 b\r\n354 c\r\n", USUAL, None),
+    (b"250 a\r\n550 b\r\n354 c\r\n", USUAL, None),
+    (b"250 a\r\n250 b\r\n554 c\r\n", USUAL, None),
+    (b"250 a\r\n354 b\r\n250 c\r\n", USUAL, None),
+    # more lines than one, or no space: next_reply() knows what to make of it
+    (b"250-a\r\n250 b\r\n250 b\r\n354 c\r\n", USUAL, None),
+    (b"250 a\r\n250 b\r\n354-c\r\n354 d\r\n", USUAL, None),
+    (b"250\r\n250 b\r\n354 c\r\n", USUAL, None),
+    (b"250\n250 b\r\n354 c\r\n", USUAL, None),
+    (b"250\ta\r\n250 b\r\n354 c\r\n", USUAL, None),
+    (b"2500 a\r\n250 b\r\n354 c\r\n", USUAL, None),
+    # no code at all
+    (b"\n\n\n250 a\r\n250 b\r\n354 c\r\n", USUAL, None),
+    (b"25\n250 a\r\n250 b\r\n354 c\r\n", USUAL, None),
+    (b"\0\0\0 a\r\n", (250,), None),
+    (b" 250 a\r\n", (250,), None),
+]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(("stream", "codes", "texts"), TAKEN)
+def test_replies_that_are_expected_are_taken_together(codec, strict, stream, codes, texts):
+    parser = codec.ReplyParser(strict)
+    parser.feed(stream)
+    for _ in range(1 if texts else 2):
+        assert parser.take_replies(codes) == texts
+    taken = stream.split(b"\n")[: len(codes)] if texts else []
+    assert parser.pending == len(stream) - sum(len(line) + 1 for line in taken)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_is_expected_is_not_taken_before_all_of_it_is_here(codec, strict):
+    stream = b"250 a\r\n250 b\r\n354 c\r\n"
+    for more in (b"", b"421 bye\r\n"):
+        for pieces in cuts(stream + more):
+            parser, fed, taken = codec.ReplyParser(strict), 0, None
+            for piece in pieces:
+                assert taken is None or fed >= len(stream)
+                parser.feed(piece)
+                fed += len(piece)
+                if taken is None:
+                    taken = parser.take_replies(USUAL)
+                    assert (taken is None) == (fed < len(stream))
+                    assert parser.pending == fed - (len(stream) if taken else 0)
+            assert taken == [b"a", b"b", b"c"]
+            assert parser.next_reply() == ((421, b"bye") if more else None)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_was_looked_at_in_part_can_be_taken(codec, strict):
+    parser = codec.ReplyParser(strict)
+    parser.feed(b"250 a\r\n250 ")
+    assert parser.take_replies((250, 250)) is None
+    assert parser.next_reply() == (250, b"a")
+    assert parser.next_reply() is None
+    parser.feed(b"b\r\n354 c\r\n250 d")
+    assert parser.take_replies((250, 354)) == [b"b", b"c"]
+    assert parser.next_reply() is None
+    parser.feed(b"\r\n")
+    assert parser.take_replies((250,)) == [b"d"]
+    assert parser.pending == 0
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_rest_of_a_longer_reply_is_none_of_those_expected(codec, strict):
+    parser = codec.ReplyParser(strict)
+    parser.feed(b"250-a\r\n")
+    assert parser.next_reply() is None
+    parser.feed(b"250 b\r\n250 c\r\n")
+    assert parser.take_replies((250, 250)) is None
+    assert parser.take_replies((250,)) is None
+    assert parser.next_reply() == (250, b"a\nb")
+    assert parser.take_replies((250,)) == [b"c"]
+
+
+def test_a_raw_line_makes_way_for_those_expected(codec):
+    parser = codec.ReplyParser()
+    parser.feed(b"250-a\r\n250 b\r\n")
+    assert parser.take_replies((250,)) is None
+    assert parser.take_line(100) == b"250-a\r\n"
+    assert parser.take_replies((250,)) == [b"b"]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_end_of_the_stream_does_not_make_what_is_expected(codec, strict):
+    parser = codec.ReplyParser(strict)
+    parser.feed(b"250 a\r\n250 b")
+    parser.feed(b"")
+    assert parser.take_replies((250, 250)) is None
+    assert parser.take_replies((250,)) == [b"a"]
+    assert parser.take_replies((250,)) is None
+
+
+@pytest.mark.parametrize("name", ["max_line", "max_reply"])
+def test_what_is_expected_is_no_longer_than_allowed(codec, name):
+    parser = codec.ReplyParser(**{name: 8})
+    parser.feed(b"250 ab\r\n250 abc\r\n")
+    assert parser.take_replies((250, 250)) is None
+    assert parser.take_replies((250,)) == [b"ab"]
+    assert parser.take_replies((250,)) is None
+    with pytest.raises(SMTPResponseException, match="too long"):
+        parser.next_reply()
+    setattr(parser, name, 9)
+    assert parser.take_replies((250,)) == [b"abc"]
+
+
+@pytest.mark.parametrize("codes", [None, 250])
+def test_codes_are_a_tuple(codec, codes):
+    parser = codec.ReplyParser()
+    parser.feed(b"250 a\r\n")
+    with pytest.raises(TypeError):
+        parser.take_replies(codes)
+    assert parser.pending == 7
+
+
+def test_many_replies_are_taken_together(codec):
+    parser = codec.ReplyParser(strict=True)
+    for _ in range(2):
+        parser.feed(b"250 2.1.5 Ok\r\n" * 50_000)
+        assert parser.take_replies((250,) * 50_000) == [b"2.1.5 Ok"] * 50_000
+        assert parser.pending == 0
+
+
+expected_codes = st.lists(st.sampled_from([250, 220, 421]), max_size=4).map(tuple)
+#: Streams in which something can be expected.
+likely_lines = st.tuples(
+    st.sampled_from([b"250", b"250", b"220", b"421"]),
+    st.sampled_from([b" ", b" ", b" ", b"-"]),
+    st.sampled_from([b"ok", b"", b" \t two  words\t", b"\r"]),
+    st.sampled_from([b"\r\n", b"\n"]),
+).map(b"".join)
+steps = st.lists(
+    st.tuples(st.just("feed"), likely_lines | lines | st.binary(max_size=6))
+    | st.tuples(st.just("take_replies"), expected_codes)
+    | st.tuples(st.just("take_line"), st.integers(-1, 9))
+    | st.tuples(st.sampled_from(["max_line", "max_reply"]), st.integers(1, 30))
+    | st.tuples(st.just("next_reply")),
+    max_size=20,
+)
+
+
+@given(steps=steps, strict=st.booleans())
+def test_the_twins_do_the_same_step_by_step(compiled, steps, strict):
+    ours, twin = compiled.ReplyParser(strict), _codec_py.ReplyParser(strict)
+    for name, *arguments in steps:
+        if name.startswith("max"):
+            for parser in (ours, twin):
+                setattr(parser, name, *arguments)
+        else:
+            found = [result_of(getattr(parser, name), *arguments) for parser in (ours, twin)]
+            assert found[0] == found[1]
+        assert ours.pending == twin.pending
+
+
+@given(
+    stream=st.lists(likely_lines, max_size=6).map(b"".join),
+    codes=expected_codes,
+    strict=st.booleans(),
+)
+def test_what_is_taken_together_is_what_would_be_taken_one_by_one(codec, stream, codes, strict):
+    together, singly = codec.ReplyParser(strict), codec.ReplyParser(strict)
+    for parser in (together, singly):
+        parser.feed(stream)
+    texts = together.take_replies(codes)
+    if texts is None:
+        assert together.pending == len(stream)
+    else:
+        assert [singly.next_reply() for _ in codes] == list(zip(codes, texts, strict=True))
+        assert together.pending == singly.pending
+    assert result_of(together.next_reply) == (
+        result_of(singly.next_reply)
+        if texts is not None
+        else result_of(fresh(codec, stream, strict))
+    )
+
+
+def fresh(codec, stream, strict):
+    parser = codec.ReplyParser(strict)
+    parser.feed(stream)
+    return parser.next_reply
+
+
+# -- envelopes ----------------------------------------------------------------
+
+PLAIN_ADDRESSES = [
+    *("a@x", "a.b@x.example", "A-Z_0+9@X-1.example", "!#$%&'*+/=?^_`{|}~-@x", "-@-", "a@1"),
+    "x" * 300 + "@" + "y." * 200 + "z",
+]
+OTHER_ADDRESSES = [
+    *("", "a", "@x", "a@", ".a@x", "a.@x", "a..b@x", "a@.x", "a@x.", "a@x..y", "a@@x", "a@x@y"),
+    *("<a@x>", "A <a@x>", '"a"@x', "a b@x", "a@x y", "a,b@x", "a@x_y", "a@x+y", "a@[127.0.0.1]"),
+    *("a@x\n", "a@x\r\nDATA", "\na@x", "a\0@x", "a@x\0", "a@x\x7f", "a\t@x", "a@x>", "a@x> B=1"),
+    *("\xe9@x", "a@\xe9", "a@x\udcff", "\uff41@x", "a@x\u3002y", "\u0661@x", "a@\u0661"),
+]
+
+
+def test_an_envelope_of_plain_addresses(codec):
+    for sender in ("", *PLAIN_ADDRESSES):
+        for count in (0, 1, len(PLAIN_ADDRESSES)):
+            recipients = PLAIN_ADDRESSES[:count]
+            lines = [f"MAIL FROM:<{sender}> SIZE=5", *(f"RCPT TO:<{to}> A=B" for to in recipients)]
+            found = codec.envelope_commands(sender, recipients, " SIZE=5", " A=B")
+            assert found == ("\r\n".join(lines) + "\r\n").encode()
+            assert type(found) is bytes
+    assert codec.envelope_commands("f@x", ["a@x"]) == b"MAIL FROM:<f@x>\r\nRCPT TO:<a@x>\r\n"
+    assert codec.envelope_commands(
+        mail_parameters=" M", rcpt_parameters=" R", sender="", recipients=("a@x", "b@x")
+    ) == (b"MAIL FROM:<> M\r\nRCPT TO:<a@x> R\r\nRCPT TO:<b@x> R\r\n")
+
+
+@pytest.mark.parametrize("address", OTHER_ADDRESSES)
+def test_an_address_that_is_not_plain_is_not_written(codec, address):
+    assert codec.envelope_commands("f@x", [address]) is None
+    assert codec.envelope_commands("f@x", ["a@x", address, "b@x"]) is None
+    if address:
+        assert codec.envelope_commands(address, ["a@x"]) is None
+
+
+@pytest.mark.parametrize("to", [None, 5, b"a@x", ["a@x"], object()])
+def test_a_recipient_of_another_kind_is_not_written(codec, to):
+    assert codec.envelope_commands("f@x", [to]) is None
+    assert codec.envelope_commands("f@x", ["a@x", to]) is None
+
+
+@pytest.mark.parametrize("recipients", [
+    lambda: ["a@x", "b@x"], lambda: ("a@x", "b@x"), lambda: iter(["a@x", "b@x"]),
+    lambda: dict.fromkeys(["a@x", "b@x"]), lambda: (to for to in ["a@x", "b@x"]),
+])  # fmt: skip
+def test_recipients_may_be_any_iterable(codec, recipients):
+    expected = b"MAIL FROM:<f@x>\r\nRCPT TO:<a@x>\r\nRCPT TO:<b@x>\r\n"
+    assert codec.envelope_commands("f@x", recipients()) == expected
+
+
+@pytest.mark.parametrize("sender", [None, 5, b"f@x", ["f@x"]])
+def test_a_sender_that_is_no_text(codec, sender):
+    with pytest.raises(TypeError, match=f"^an address must be str, not {type(sender).__name__}$"):
+        codec.envelope_commands(sender, ["a@x"])
+
+
+@pytest.mark.parametrize("recipients", [None, 5])
+@pytest.mark.parametrize("sender", ["f@x", "f f@x", ""])
+def test_recipients_that_are_not_iterable(codec, sender, recipients):
+    with pytest.raises(TypeError, match="not iterable"):
+        codec.envelope_commands(sender, recipients)
+
+
+@pytest.mark.parametrize("parameters", [
+    " A\r\nDATA", "\n", " A\0", " A\x7f", " \x1f", " \t", " \xe9", " \ud800", None, 5, b" A",
+])  # fmt: skip
+def test_parameters_that_cannot_be_written(codec, parameters):
+    control = isinstance(parameters, str) and parameters.isascii()
+    error = "hold a control character" if control else "are not ASCII text"
+    with pytest.raises(ValueError, match=f"^parameters {error}: ") as raised:
+        codec.envelope_commands("f@x", ["a@x"], parameters)
+    assert raised.value.args[0].endswith(repr(parameters))
+    with pytest.raises(ValueError, match=f"^parameters {error}: "):
+        codec.envelope_commands("f@x", ["a@x"], " A", parameters)
+    with pytest.raises(ValueError, match=f"^parameters {error}: "):
+        codec.envelope_commands(None, None, parameters)
+
+
+class Address(str, enum.Enum):
+    """What many programs keep their addresses in."""
+
+    SENDER = "f@x"
+    RECIPIENT = "a@x"
+
+
+class Disguised(str):
+    """Text that shows something else than what it is."""
+
+    __slots__ = ()
+
+    def __str__(self):
+        return "evil@x>\r\nDATA\r\n<"
+
+    def __format__(self, spec):
+        return str(self)
+
+    __repr__ = __str__
+
+    def __len__(self):
+        return 3
+
+    def __bool__(self):
+        return False
+
+    def encode(self, *args):
+        return b"evil"
+
+    def isascii(self):
+        return True
+
+    def isprintable(self):
+        return True
+
+
+@pytest.mark.parametrize("kind", [Text, Disguised])
+def test_an_address_is_taken_by_its_characters(codec, kind):
+    for length in (3, 30, 300):
+        address = "a" * (length - 2) + "@x"
+        written = codec.envelope_commands(kind(address), [kind(address)] * 3)
+        assert written == codec.envelope_commands(address, [address] * 3)
+    for address in OTHER_ADDRESSES[1:]:
+        assert codec.envelope_commands(kind(address), ["a@x"]) is None
+        assert codec.envelope_commands("f@x", [kind(address)]) is None
+
+
+def test_an_address_may_be_a_member_of_an_enumeration(codec):
+    # format() gives its name from Python 3.12 on.
+    expected = b"MAIL FROM:<f@x>\r\nRCPT TO:<a@x>\r\n"
+    assert codec.envelope_commands(Address.SENDER, [Address.RECIPIENT]) == expected
+
+
+class Grows(str):
+    """An address whose list grows while it is looked at."""
+
+    __slots__ = ("recipients",)
+
+    def __len__(self):
+        self.recipients.append("b" * 5000 + "@x")
+        return str.__len__(self)
+
+
+def test_a_list_that_grows_is_not_written_past_its_end(codec):
+    address = Grows("a@x")
+    address.recipients = recipients = [address, "c@x"]
+    expected = b"MAIL FROM:<f@x>\r\nRCPT TO:<a@x>\r\nRCPT TO:<c@x>\r\n"
+    assert codec.envelope_commands("f@x", recipients)[: len(expected)] == expected
+
+
+address_like = (
+    st.text('a.@-+<> "\r\n\xe9\0', max_size=8)
+    | st.from_regex(r"[a-z.]{1,4}@[a-z.-]{1,5}", fullmatch=True)
+    | st.sampled_from([*PLAIN_ADDRESSES, *OTHER_ADDRESSES])
+)
+
+
+@given(
+    sender=address_like | st.sampled_from([None, b"f@x"]),
+    recipients=st.lists(address_like | st.sampled_from([None, 5, b"a@x"]), max_size=4),
+    mail=st.text(" A=\r\n\x7f\xe9", max_size=6) | st.none(),
+    rcpt=st.text(" A=\r\n\x7f\xe9", max_size=6),
+    as_kind=st.sampled_from([list, tuple, iter]),
+)
+@example(sender="f@x", recipients=["a@x"] * 4, mail=" A", rcpt="", as_kind=list)
+def test_the_twins_write_the_same_envelope(compiled, sender, recipients, mail, rcpt, as_kind):
+    found = [
+        result_of(module.envelope_commands, sender, as_kind(recipients), mail, rcpt)
+        for module in (compiled, _codec_py)
+    ]
+    assert found[0] == found[1]
+    if found[0][0] is bytes:
+        assert found[0][1].count(b"\r\n") == found[0][1].count(b"\n") == 1 + len(recipients)
+
+
+@given(address=address_like)
+def test_plain_is_what_envelope_py_says(codec, address):
+    plain = envelope._PLAIN.fullmatch(address) is not None
+    assert (codec.envelope_commands("f@x", [address]) is not None) == plain
+    assert (codec.envelope_commands(address, ["a@x"]) is not None) == (plain or not address)
 
 
 # -- base64 for AUTH ----------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 import smtplib
 import string
@@ -398,3 +399,12 @@ def test_a_long_label_is_refused_before_it_is_encoded():
     # Punycode takes time in the square of the length.
     with pytest.raises(ValueError, match="longer than 63"):
         path("a@" + "".join(chr(0x4E00 + each) for each in range(20_000)) + ".example")
+
+
+class Address(str, enum.Enum):
+    BOB = "bob@example.net"
+
+
+def test_a_member_of_an_enumeration_is_its_address():
+    assert quoteaddr(Address.BOB) == smtplib.quoteaddr(Address.BOB) == "<bob@example.net>"
+    assert path(Address.BOB) == "<bob@example.net>"

@@ -242,3 +242,93 @@ def test_a_received_message_with_bytes_in_its_header_is_passed_on(policy, header
     as_it_is = smtplib_sends(message, "f@x", ["t@x"])[2]
     in_ascii = f"From: f@x\r\nTo: a@{A_LABEL}\r\nSubject: x\r\n\r\nbody\r\n".encode()
     assert serialize(message) in (as_it_is, in_ascii)
+
+
+# -- for a server without 8BITMIME --------------------------------------------
+
+BODY_8BIT = "Gr\u00fc\u00dfe\n.dot\n" + "\u00f6" * 200 + "\n"
+LINES_7BIT = "only ASCII\n"
+
+
+def part(text, cte, subtype="plain"):
+    made = EmailMessage()
+    made.set_content(text, subtype=subtype, cte=cte)
+    return made
+
+
+def with_parts():
+    message = build("default", [("From", "f@x"), ("To", "t@x"), ("Bcc", "b@x")])
+    message.set_content(BODY_8BIT, cte="8bit")
+    message.add_alternative("<p>" + BODY_8BIT, subtype="html", cte="8bit")
+    message.add_attachment(b"\0\x80\xff" * 50, maintype="image", subtype="png")
+    message.attach(part(LINES_7BIT, "7bit"))
+    return message
+
+
+def read(written):
+    return email.message_from_bytes(written, policy=email.policy.default)
+
+
+def leaves(message):
+    return [each for each in message.walk() if not each.is_multipart()]
+
+
+def content(part):
+    """Return what is in a part, its newlines as Python has them."""
+    found = part.get_content()
+    return found.replace("\r\n", "\n") if isinstance(found, str) else found
+
+
+def test_parts_in_8bit_are_written_in_7bit_if_asked():
+    message = with_parts()
+    before = message.as_bytes()
+    assert not serialize(message).isascii()
+    written = serialize(message, seven_bit=True)
+    assert written.isascii()
+    assert message.as_bytes() == before
+    assert written.count(b"\n") == written.count(b"\r\n")
+    assert max(map(len, written.split(b"\r\n"))) <= 998
+    assert b"Bcc" not in written
+    encodings = [str(each["Content-Transfer-Encoding"]) for each in leaves(read(written))]
+    assert set(encodings[:2]) <= {"base64", "quoted-printable"}
+    assert encodings[2:] == ["base64", "7bit"]
+    assert list(map(content, leaves(read(written)))) == list(map(content, leaves(message)))
+
+
+@pytest.mark.parametrize("policy", [email.policy.compat32, email.policy.default, email.policy.SMTP])
+def test_a_received_message_in_8bit_is_written_in_7bit(policy):
+    source = (
+        b"From: f@x\nTo: t@x\nMIME-Version: 1.0\nContent-Type: text/plain; charset=iso-8859-1\n"
+        b"Content-Transfer-Encoding: 8bit\n\nGr\xfc\xdfe\n"
+    )
+    message = email.message_from_bytes(source, policy=policy)
+    before = message.as_bytes()
+    assert serialize(message) == source.replace(b"\n", b"\r\n")
+    written = serialize(message, seven_bit=True)
+    assert written.isascii()
+    assert content(read(written)) == "Gr\u00fc\u00dfe\n"
+    assert message.as_bytes() == before
+
+
+def test_octets_without_a_charset_cannot_be_written_in_7bit():
+    # What they mean is not known.
+    message = email.message_from_bytes(b"From: f@x\n\nGr\xfc\xdfe\n")
+    assert serialize(message).endswith(b"Gr\xfc\xdfe\r\n")
+    with pytest.raises(UnicodeEncodeError):
+        serialize(message, seven_bit=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fields", MESSAGES)
+def test_a_message_in_7bit_is_written_as_it_is(kind, fields):
+    fields = [field for field in fields if kind == "compat32" or field[0] != "bcc"]
+    message = build(kind, fields)
+    assert serialize(message, seven_bit=True) == serialize(message)
+
+
+def test_in_7bit_the_header_may_be_in_utf8_still():
+    message = build("default", [("From", "\u00e9@x"), ("To", "t@x")])
+    message.set_content(BODY_8BIT, cte="8bit")
+    written = serialize(message, utf8=True, seven_bit=True)
+    assert "From: \u00e9@x\r\n".encode() in written
+    assert written.partition(b"\r\n\r\n")[2].isascii()

@@ -17,11 +17,11 @@ STATUSES = ("accepted", "partial", "deferred", "rejected", "unknown", "not_sent"
 # In this order: the first that fits.
 _QUEUE_IDS = (
     r"queued as ([\w.-]+)",  # Postfix
-    r"\bid=([\w-]+)",  # Exim
-    r"queued mail for delivery.*?\bid[ =]([\w.-]+)",
-    r"(?:^|\s)<?([\w.-]+)>? (?:Message accepted|Queued)",  # Sendmail
-    r"\b([0-9a-f]{8}): message accepted",  # OpenSMTPD
-    r"^(?:\d\.\d\.\d )?Ok:? ([\w.-]{8,})$",  # Amazon SES
+    r"\b(?:Internal)?id=([\w-]+)",  # Exim, Exchange
+    r"(?:^|\s)(?=\S*\d)([\w-]+) Message accepted",  # Sendmail, OpenSMTPD
+    r"^(?:\d\.\d\.\d )?Ok:? (?=\S*\d)([\w.-]{8,})$",  # Amazon SES
+    r"\bOK +\d+ (\S+) - gsmtp$",  # Gmail
+    r"> (\S+) Saved$",  # Dovecot
 )
 _MOST_REASONS = 1000
 

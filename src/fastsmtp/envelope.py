@@ -117,7 +117,7 @@ def quoteaddr(addrstring: str) -> str:
     parameters, after it.  RFC 5321, section 4.1.2.
     """
     if _PLAIN.fullmatch(addrstring):
-        return f"<{addrstring}>"
+        return "<" + addrstring + ">"  # not formatted: members of enumerations show names
     displayname, address = parseaddr(addrstring)
     if (displayname, address) == ("", ""):
         address = addrstring.strip()
@@ -139,7 +139,7 @@ def address_only(addrstring: str) -> str:
 def path(address: str, quote: "Callable[[str], str] | None" = None) -> str:
     """Return an address as a path, its domain in ASCII (RFC 5321, section 4.1.2)."""
     if quote is None and _PLAIN.fullmatch(address):
-        return f"<{address}>"
+        return "<" + address + ">"
     quoted = (quote or quoteaddr)(address)
     return quoted if quoted.isascii() else f"<{ascii_domain(quoted[1:-1])}>"
 

@@ -49,6 +49,8 @@ class Job:
     group: "int | None" = None
     #: Recipients, by position, that need a transaction yet; None: all of them.
     waiting: "list[int] | None" = None
+    #: Those that were refused for now, to be tried again after a while.
+    postponed: "tuple[int, ...]" = ()
     #: Those of the transaction that is under way; None: all of them.
     positions: "list[int] | None" = None
     #: What is known so far; for those that are waiting, what came last.
@@ -85,6 +87,7 @@ class Job:
                 handed_in if type(handed_in) is Message else outgoing(handed_in)
             )
         recipients = message.recipients
+        self.positions = None
         if limits is not None or self.waiting is not None or self.group is not None:
             self.positions = self._first_group(limits, domains)
             recipients = [recipients[position] for position in self.positions]
@@ -121,7 +124,7 @@ class Job:
         """Take a transaction that is over; say what is to be done next."""
         if transaction.final is not None:
             transaction.outcome.take_all(transaction.final, transaction.count)
-        self.reply = last = transaction.outcome.last
+        last = transaction.outcome.last
         if last[0] == 421 and not transaction.outcome.delivered:
             return self._after_closing(transaction)
         return self._note(transaction)
@@ -181,8 +184,8 @@ class Job:
             return AGAIN
         named, results = self._addresses(), self._results()
         for position in self._under_way():
-            reply = transaction.outcome.last
-            results[position] = RecipientResult(named[position], "deferred", reply)
+            self.reply = transaction.outcome.last
+            results[position] = RecipientResult(named[position], "deferred", self.reply)
         return self.give_up()
 
     def _note(self, transaction: "Transaction", resend_unknown: bool = False) -> str:
@@ -190,6 +193,8 @@ class Job:
         named, results = self._addresses(), self._results()
         again: list[int] = []
         later: list[int] = []
+        if transaction.outcome.delivered:
+            self.reply = transaction.outcome.last
         rcpts = transaction.outcome.rcpts
         judgements = zip(self._under_way(), _judgements(transaction), strict=True)
         for number, (position, (status, reply)) in enumerate(judgements):
@@ -211,10 +216,12 @@ class Job:
     def _go_on(self, again: "list[int]", later: "list[int]") -> str:
         under_way = set(self._under_way())
         left = [position for position in self._all_waiting() if position not in under_way]
-        self.waiting = sorted(left + again + later)
-        if left or again:
+        self.postponed = (*self.postponed, *later)
+        self.waiting = sorted(left + again)
+        if self.waiting:
             return AGAIN
-        if later:
+        if self.postponed:
+            self.waiting, self.postponed = sorted(self.postponed), ()
             self.retries -= 1
             return LATER
         return DONE

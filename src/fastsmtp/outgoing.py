@@ -49,13 +49,12 @@ class Message:
         options: "Options | None" = None,
     ) -> None:
         if isinstance(recipients, (str, Recipient)):
-            recipients = [recipients]
-        elif type(recipients) is not list:
-            recipients = list(recipients)
+            recipients = (recipients,)
         if type(content) is not bytes:
             _check_kind(content)
         self.sender = sender
-        self.recipients: AnyRecipients = recipients
+        # A list of our own: the caller may fill his anew before this is sent.
+        self.recipients: AnyRecipients = list(recipients)
         self.content: Any = content
         self.id = id
         self.options = options
@@ -94,7 +93,8 @@ class _Serialized(Message):
 
     def __init__(self, message: "AnyMessage") -> None:
         sender, recipients = envelope_addresses(message, None, None)
-        super().__init__(sender, recipients, message)
+        super().__init__(sender, recipients, b"")
+        self.content = message
 
     def octets(self, seven_bit: bool) -> "Buffer | str":
         return serialize(self.content, utf8=self.needs_smtputf8, seven_bit=seven_bit)
@@ -117,12 +117,11 @@ def outgoing(message: "Message | AnyMessage") -> Message:
 
 def addresses(recipients: "AnyRecipients") -> "list[str]":
     """Return the recipients' addresses."""
-    return [to if isinstance(to, str) else to.address for to in recipients]
+    return [to if isinstance(to, str) else getattr(to, "address", repr(to)) for to in recipients]
 
 
 def _check_kind(content: "Any") -> None:
-    known = (str, os.PathLike, EmailMessage)
-    if not (isinstance(content, known) or hasattr(content, "read")):
+    if not (isinstance(content, (str, os.PathLike)) or hasattr(content, "read")):
         try:
             memoryview(content)
         except TypeError:
@@ -191,6 +190,9 @@ def prepare(
         commands = codec.envelope_commands(message.sender, recipients, parameters, rcpt_parameters)
         if commands is not None:
             return Transaction(commands, len(recipients), payload, size, lmtp=server.lmtp)
+    for to in recipients:
+        if not isinstance(to, (str, Recipient)):
+            raise TypeError(f"a recipient must be str or a Recipient, not {to!r}")
     check_supported(None, recipients, server.extensions, tls=server.tls)
     if not utf8 and message.needs_smtputf8:
         if not server.smtputf8:
@@ -255,7 +257,7 @@ def _parameters(data: "Buffer", size: int, server: Server) -> "tuple[str, bool]"
 def _has_utf8_header(data: "bytes | bytearray") -> bool:
     """Say whether a header is internationalised (RFC 6532)."""
     header = data.partition(b"\r\n\r\n")[0]
-    if header.isascii():
+    if header.isascii() or header.startswith(b"\r\n"):  # or there is none
         return False
     try:
         header.decode("utf-8")

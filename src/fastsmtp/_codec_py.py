@@ -322,9 +322,9 @@ def envelope_commands(
     """
     parameters: tuple[Any, Any] = mail_parameters, rcpt_parameters
     for text in parameters:
-        if not (isinstance(text, str) and text.isascii()):
+        if not (isinstance(text, str) and str.isascii(text)):
             raise ValueError(f"parameters are not ASCII text: {text!r}")
-        if text and not text.isprintable():
+        if not str.isprintable(text):
             raise ValueError(f"parameters hold a control character: {text!r}")
     if not isinstance(sender, str):
         raise TypeError(f"an address must be str, not {type(sender).__name__}")

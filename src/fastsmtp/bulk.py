@@ -444,6 +444,8 @@ def _host_and_port(host: str, port: int) -> "tuple[str, int]":
         if not number.isdecimal():
             raise ValueError(f"host={host!r} has a port that is no number")
         host, port = name, int(number)
+        if not host:
+            raise ValueError("host has a port, and no name before it")
     if not 0 <= port <= 65535:
         raise ValueError(f"port={port!r} is not from 0 to 65535")
     return host.removeprefix("[").removesuffix("]"), port

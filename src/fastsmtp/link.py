@@ -226,10 +226,13 @@ class Link:
             self._set_deadline()
         if mask & EVENT_READ:
             self._receive()
-        if self.waiting:
+        if not self.waiting:
+            self._take_what_came()
+        elif self.session.parser.pending or self._broken is not None:
             # Nobody asked: it is the server's farewell, or it is out of step.
             self.pool.ended(self, None)
-            return
+
+    def _take_what_came(self) -> None:
         try:
             reply = self._awaited()
         except SMTPException as error:
@@ -379,6 +382,8 @@ class Link:
             return
         self._handshaking = False
         self._watch(EVENT_READ)
+        if self.session.last_reply is None:
+            self._await("the greeting", self.pool.timeouts.greeting)
         self.go_on()
 
     @property

@@ -345,6 +345,7 @@ class Pool:
     def wrap(self, sock: socket.socket) -> "Any":
         """Return a socket with TLS on it, that resumes the last session there was."""
         assert self._context is not None
+        sock.getpeername()  # raises if it was reset: ssl would, too, and never close it
         return self._context.wrap_socket(
             sock,
             server_hostname=self._server_hostname,
@@ -412,7 +413,10 @@ class Pool:
             self._not_established(error or SMTPServerDisconnected("Connection closed"))
             return
         if error is None:
+            # It said 421, and so does nothing more (RFC 5321, section 3.8).
             error = SMTPServerDisconnected("Connection closed by the server")
+            for transaction in lost:
+                transaction.committed = False
         elif not link.delivered and link.mode.pipelining:
             self._suspect(link, error)
         if not link.delivered:

@@ -9,11 +9,15 @@ from contextlib import contextmanager
 
 HOST = "127.0.0.1"
 LIMIT = 1 << 20  # bytes of one message
+EHLO = b"250-model.example\r\n250 PIPELINING\r\n"
+EHLO_CHUNKING = b"250-model.example\r\n250-CHUNKING\r\n250 PIPELINING\r\n"
+TAKEN = b"250 2.0.0 Ok\r\n"
 REPLIES = {
-    b"EHLO": b"250-model.example\r\n250 PIPELINING\r\n",
+    b"RSET": b"250 2.0.0 Ok\r\n",
     b"MAIL": b"250 2.1.0 Ok\r\n",
     b"RCPT": b"250 2.1.5 Ok\r\n",
     b"DATA": b"354 End data with <CR><LF>.<CR><LF>\r\n",
+    b"BDAT": b"",  # until all of it is there
     b"QUIT": b"221 2.0.0 Bye\r\n",
 }
 
@@ -25,11 +29,12 @@ class Network:
     at the proxy, not derived from time.
     """
 
-    def __init__(self, delay: float) -> None:
+    def __init__(self, delay: float, chunking: bool) -> None:
         self.delay = delay  # seconds, each way
+        self._replies = {**REPLIES, b"EHLO": EHLO_CHUNKING if chunking else EHLO}
         self.port = 0
         self.round_trips = 0
-        #: Recipients, and the data as it came, with the final dot.
+        #: Recipients, and the data as it came: by DATA, with the final dot.
         self.messages: list[tuple[list[str], bytes]] = []
         self._client_spoke = False
 
@@ -83,20 +88,25 @@ class Network:
         recipients: list[str] = []
         while line := await reader.readline():
             verb = line[:4].upper()
-            writer.write(REPLIES[verb])
+            writer.write(self._replies[verb])
             if verb == b"RCPT":
                 recipients += re.findall("<(.*)>", line.decode("ascii"))
             elif verb == b"DATA":
                 self.messages.append((recipients, await reader.readuntil(b"\r\n.\r\n")))
                 recipients = []
-                writer.write(b"250 2.0.0 Ok\r\n")
+                writer.write(TAKEN)
+            elif verb == b"BDAT":
+                octets = await reader.readexactly(int(line.split()[1]))
+                self.messages.append((recipients, octets))
+                recipients = []
+                writer.write(TAKEN)
         writer.close()
 
 
 @contextmanager
-def delayed(delay: float) -> Iterator[Network]:
+def delayed(delay: float, *, chunking: bool = False) -> Iterator[Network]:
     """Run the server and the proxy for one client at a time, which connects to the given port."""
-    network, ready, stop = Network(delay), threading.Event(), asyncio.Event()
+    network, ready, stop = Network(delay, chunking), threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_until_complete, args=(network.serve(ready, stop),))
     thread.start()

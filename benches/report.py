@@ -1,7 +1,9 @@
-"""Print the README's table of ratios, in Markdown: python benches/report.py
+"""Print the README's tables of ratios, in Markdown: python benches/report.py [TABLE...]
+
+The tables are codec, sendmail, mailer and depth; all of them, if none is named.
 
 The package chooses its codec when it is imported. So what depends on that is measured by this
-script in child processes, one for each codec, which compare with smtplib in their own process.
+script in child processes, one for each codec, which compare with the others in their own process.
 """
 
 import json
@@ -9,13 +11,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from statistics import median
+from functools import partial
+from pathlib import Path
+from shutil import which
+from statistics import median, quantiles
 from typing import NamedTuple
 
 import bench_codec
 import bench_latency
+import mailing
+import server
 import sink
-from measure import SIZES, environment, interleaved, on_one_cpu, ratio, text
+from measure import SIZES, Cost, environment, interleaved, on_one_cpu, ratio, text
 from proxy import delayed
 
 import fastsmtp
@@ -28,6 +35,14 @@ __import__(sys.argv[1])
 print(time.perf_counter() - begun)
 """
 CODECS = {"c": "C", "python": "Python"}
+CODEC = fastsmtp.implementation()
+AGAINST = {
+    "aiosmtplib": "aiosmtplib",
+    "floor": "a C loop that writes and reads the same",
+    "smtp-source": "Postfix's `smtp-source`",
+    "smtplib": "smtplib",
+}
+DEPTHS = (1, 2, 4, 8, 16, 32)
 
 
 class Figure(NamedTuple):
@@ -90,17 +105,15 @@ def sendmail_figures() -> Iterator[Figure]:
 
 
 def compared(clients: dict, size: str, target: str, place: str) -> Iterator[Figure]:
-    codec = fastsmtp.implementation()
     costs = interleaved(clients, seconds=0.05)
     for clock in ("CPU", "wall"):
-        for name, what in ((codec, "`sendmail`"), ("raw loop", "raw loop for `sendmail`")):
+        for name, what in ((CODEC, "`sendmail`"), ("raw loop", "raw loop for `sendmail`")):
             value = place + times(ratio(costs["smtplib"], costs[name], clock.lower()))
-            goal = target if (name, clock) == (codec, "CPU") else ""
-            yield Figure(f"{what}, {size}, {clock} per message", "smtplib", goal, codec, value)
+            goal = target if (name, clock) == (CODEC, "CPU") else ""
+            yield Figure(f"{what}, {size}, {clock} per message", "smtplib", goal, CODEC, value)
 
 
 def latency_figures() -> Iterator[Figure]:
-    codec = fastsmtp.implementation()
     with (
         delayed(bench_latency.DELAY) as network,
         bench_latency.connected("smtplib", network) as old,
@@ -109,18 +122,98 @@ def latency_figures() -> Iterator[Figure]:
         for recipients in (1, 10):
             clients = {
                 "smtplib": bench_latency.sends(old, network, recipients),
-                codec: bench_latency.sends(new, network, recipients),
+                CODEC: bench_latency.sends(new, network, recipients),
             }
             theirs, ours = (send() for send in clients.values())
             costs = interleaved(clients, rounds=5)
-            sooner = times(ratio(costs["smtplib"], costs[codec], "wall"))
+            sooner = times(ratio(costs["smtplib"], costs[CODEC], "wall"))
             what = f"`sendmail` at 50 ms, recipients: {recipients}"
             against = f"smtplib's {theirs} round trips"
-            yield Figure(what, against, "2", codec, f"{ours}, {sooner} sooner")
+            yield Figure(what, against, "2", CODEC, f"{ours}, {sooner} sooner")
 
 
-def child_figures(codec: str) -> list[Figure]:
-    return [Figure(*values) for values in json.loads(run_python(__file__, "child", codec=codec))]
+# -- the Mailer, also in child processes --------------------------------------
+
+
+def mailer_figures() -> Iterator[Figure]:
+    if sink.SMTP_SINK:
+        with sink.running() as (port, _), mailing.compiled_floor() as floor:
+            for size in ("4 KB", "200 KB"):
+                for connections in (1, 5, 20):
+                    yield from mailed(port, floor, size, connections)
+    yield from round_trip_figures()
+    if which("openssl"):
+        with mailing.senders_by_tls(text(SIZES["4 KB"]), 5) as senders:
+            costs = mailing.in_turn(senders)
+        value = spread(costs["smtplib"], costs[CODEC], "wall")
+        what = "messages/s by TLS 1.3, 4 KB, 5 connections"
+        yield Figure(what, "smtplib in 5 threads", ">= 4 x", CODEC, value)
+
+
+def mailed(port: int, floor: Path | None, size: str, connections: int) -> Iterator[Figure]:
+    """Compare what sends to smtp-sink over so many connections."""
+    of_size = f"{size}, {connections} connection{'s' * (connections > 1)}"
+    with (
+        mailing.files(text(SIZES[size])) as files,
+        mailing.senders(port, files, connections, floor) as senders,
+    ):
+        wanted = senders if connections < 20 else senders.keys() & {CODEC, "smtp-source"}
+        costs = mailing.in_turn({name: senders[name] for name in senders if name in wanted})
+    rates = {"smtplib": ">= 5 x"} if connections == 1 else {"smtp-source": ">= 1.2 x"}
+    for name, target in rates.items():
+        if name in costs:
+            value = spread(costs[name], costs[CODEC], "wall")
+            yield Figure(f"messages/s, {of_size}", AGAINST[name], target, CODEC, value)
+    if connections == 5:
+        targets = {"smtp-source": 0.6, "floor": 3, "smtplib": 0.1, "aiosmtplib": 0.05}
+        for name, target in targets.items():
+            if name in costs:
+                value = spread(costs[CODEC], costs[name], "cpu")
+                what = f"CPU per message, {of_size}"
+                yield Figure(what, AGAINST[name], f"<= {target} x", CODEC, value)
+
+
+def spread(over: list[Cost], under: list[Cost], clock: str) -> str:
+    """Return the median of the ratios within each round, and between which half of them are."""
+    ratios = [
+        getattr(one, clock) / getattr(other, clock) for one, other in zip(over, under, strict=True)
+    ]
+    low, middle, high = quantiles(ratios, n=4, method="inclusive")
+    digits = 1 if middle >= 1 else 2 if middle >= 0.1 else 3
+    return f"{middle:.{digits}f} x ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def round_trip_figures() -> Iterator[Figure]:
+    message = text(SIZES["4 KB"])
+    for chunking, count, target in ((False, 40, "<= 1.1"), (True, 160, "<= 0.2")):
+        with delayed(bench_latency.DELAY, chunking=chunking) as network:
+            made = mailing.round_trips(network, message, count)
+        way = "CHUNKING" if chunking else "DATA"
+        what = f"round trips per message at 50 ms, 1 connection, {way}"
+        yield Figure(what, "smtplib's 4", target, CODEC, f"{made:.2f}")
+
+
+def depth_figures() -> Iterator[Figure]:
+    """Messages a second by CHUNKING over one connection, by depth, where replies take longer."""
+    message = text(SIZES["4 KB"])
+    for delay in (0.0, 0.005, 0.05):
+        with mailing.to_distant_server(message, delay) as send:
+            senders = {depth: partial(send, depth=depth) for depth in DEPTHS}
+            costs = mailing.in_turn(senders, rounds=3, seconds=0.5, least=64)
+        for depth in DEPTHS:
+            rate = 1 / median(cost.wall for cost in costs[depth])
+            gain = ratio(costs[1], costs[depth], "wall")
+            what = f"CHUNKING, messages/s at {delay * 1000:.0f} ms, depth {depth}"
+            yield Figure(what, "depth 1", "", CODEC, f"{rate:.0f}: {gain:.1f} x")
+
+
+# -- the child processes ------------------------------------------------------
+
+
+def child_figures(what: str, codec: str) -> list[Figure]:
+    return [
+        Figure(*values) for values in json.loads(run_python(__file__, "child", what, codec=codec))
+    ]
 
 
 def run_python(*arguments: str, codec: str) -> str:
@@ -144,20 +237,45 @@ def table(figures: list[Figure]) -> Iterator[str]:
         yield f"| {what} | {against} | {' | '.join(columns)} | {target} |"
 
 
-def main() -> None:
-    print(f"{environment()}\n")
-    figures = [*codec_figures()]
-    for codec in bench_codec.codecs():
-        figures += child_figures(codec)
-    figures += import_figures()
-    print(*table(figures), sep="\n")
+def sendmail() -> Iterator[Figure]:
+    if sink.SMTP_SINK:
+        yield from sendmail_figures()
+    yield from latency_figures()
+
+
+#: What a child process measures.
+CHILDREN = {"sendmail": sendmail, "mailer": mailer_figures, "depth": depth_figures}
+
+
+def main(*wanted: str) -> None:
+    """Print a table of codec, sendmail, mailer and depth each, or of those *wanted*."""
+    print(environment())
+    codecs = list(bench_codec.codecs())
+    for name in wanted or ("codec", *CHILDREN):
+        if name == "codec":
+            figures = [*codec_figures(), *import_figures()]
+        else:
+            figures = [figure for codec in codecs for figure in child_figures(name, codec)]
+        print("", *table(figures), sep="\n", flush=True)
+    for lacking in missing():
+        print(f"\nNot all was measured: {lacking}.")
+
+
+def missing() -> Iterator[str]:
+    """Yield in words what cannot be measured here, and why."""
     if not sink.SMTP_SINK:
-        print(f"\nNo `sendmail` per message: {sink.MISSING}.")
+        yield sink.MISSING
+    if not mailing.SMTP_SOURCE:
+        yield mailing.WHY_NOT["smtp-source"]
+    with mailing.compiled_floor() as floor:
+        if not floor:
+            yield mailing.WHY_NOT["floor"]
+    if not which("openssl"):
+        yield server.NO_OPENSSL
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["child"]:
-        sent = list(sendmail_figures()) if sink.SMTP_SINK else []
-        print(json.dumps([*sent, *latency_figures()]))
+    if sys.argv[1:2] == ["child"]:
+        print(json.dumps([*CHILDREN[sys.argv[2]]()]))
     else:
-        main()
+        main(*sys.argv[1:])

@@ -339,10 +339,11 @@ class Faulty:
         while any(not each.lingers for each in self.open) and self._loop.time() < give_up:
             await asyncio.sleep(PULSE / 4)
         self.leaked = [each.visit for each in self.open if not each.lingers]
-        for each in list(self.open):
-            each.transport.abort()
         pulse.cancel()
-        while self.open:
+        # One that was just accepted is still in the making, as a task.
+        while self.open or len(asyncio.all_tasks()) > 1:
+            for each in list(self.open):
+                each.transport.abort()
             await asyncio.sleep(0)
         with contextlib.suppress(asyncio.CancelledError):
             await pulse

@@ -85,6 +85,14 @@ class Connection:
         """Read message data to the line with the single dot (RFC 5321, 4.1.1.4)."""
         return self._read_until(re.compile(rb"(?:\A|\r\n)\.\r\n"))
 
+    def exactly(self, size: int) -> bytes:
+        """Read so many octets (BDAT: RFC 3030, section 2)."""
+        while len(self._unread) < size:
+            self._unread += self.receive()
+        data = bytes(self._unread[:size])
+        del self._unread[:size]
+        return data
+
     def _read_until(self, end: re.Pattern[bytes]) -> bytes:
         start = 0
         while not (match := end.search(self._unread, start)):
@@ -170,6 +178,21 @@ def dribble(data: bytes) -> Callable[[Connection], None]:
             time.sleep(0.0003)
 
     return play
+
+
+class Hold:
+    """Say nothing until the test lets go: what comes next has to wait.
+
+    A test waits for `reached`, does what it has to do meanwhile, and sets `go`.
+    """
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.go = threading.Event()
+
+    def __call__(self, connection: Connection) -> None:
+        self.reached.set()
+        assert self.go.wait(TIMEOUT), "nobody let go"
 
 
 # -- the server ---------------------------------------------------------------
@@ -298,9 +321,12 @@ class Message:
     recipients: list[str] = field(default_factory=list)
     wire: bytes = b""  # with the stuffed dots and the final one
     parameters: list[str] = field(default_factory=list)  # of MAIL, then of each RCPT
+    chunks: int = 0  # how many BDATs brought it; 0 for DATA
 
     @property
     def data(self) -> bytes:
+        if self.chunks:
+            return self.wire
         # A line begins after LF here, as it does for smtplib where it stuffs.
         return re.sub(rb"(?m)^\.", b"", self.wire[: -len(b".\r\n")])
 
@@ -313,7 +339,8 @@ class ModelServer(Server):
 
     extensions: the lines of the EHLO reply after the first; None refuses EHLO.
     replies: what to play instead of the usual reply; the key is (verb, n) for
-        the n-th such command on a connection, or the verb for all of them.
+        the n-th such command on a connection, (verb, n, c) on the c-th
+        connection only, or the verb for all of them.
         Next to verbs there are the steps "greeting", "body" (the reply to
         message data; with LMTP one for each accepted recipient) and
         "response" (a line of an AUTH exchange).  What the override's code
@@ -321,6 +348,7 @@ class ModelServer(Server):
     users: passwords, or tokens for XOAUTH2 and OAUTHBEARER, by user name.
     tls: the context for STARTTLS, or with implicit_tls for the whole session.
     lmtp: LHLO, and one reply for each recipient after the data (RFC 2033).
+    BDAT is taken whether CHUNKING is among the extensions or not.
     """
 
     def __init__(
@@ -376,7 +404,10 @@ class Session:
         """Play the reply for this step; return its code."""
         self._counts[step] += 1
         replies = self.server.replies
-        chosen = replies.get((step, self._counts[step]), replies.get(step, usual))
+        count = self._counts[step]
+        number = 1 + self.server.connections.index(self.connection)
+        chosen = replies.get((step, count), replies.get(step, usual))
+        chosen = replies.get((step, count, number), chosen)
         if chosen is IN_PIECES:
             self.connection.play(dribble(usual))
             return _code(usual)
@@ -445,6 +476,18 @@ class Session:
 
     def _accepts(self) -> bool:
         return self.reply("body", b"250 taken\r\n") // 100 == 2
+
+    def do_BDAT(self, verb: str, argument: str) -> None:
+        size, _, last = argument.partition(" ")
+        chunk = self.connection.exactly(int(size))  # is read, whatever the reply is
+        if not (self.message and self.message.recipients):
+            self.reply(verb, b"503 need RCPT\r\n")
+            return
+        self.message.wire += chunk
+        self.message.chunks += 1
+        if self.reply(verb, b"250 taken\r\n") // 100 == 2 and last == "LAST":
+            self.server.messages.append(self.message)
+            self.message = None
 
     def do_RSET(self, verb: str, argument: str) -> None:
         self.message = None
@@ -617,6 +660,20 @@ MECHANISMS = {
     "OAUTHBEARER": _oauthbearer,
     "SCRAM-SHA-256": scram_sha_256,
 }
+
+
+# -- what a client gets -------------------------------------------------------
+
+
+def collect(results: Iterable[Any]) -> tuple[list[Any], BaseException | None]:
+    """Take all there are; return them, and what was raised at the end, or None."""
+    taken = []
+    try:
+        for result in results:
+            taken.append(result)  # noqa: PERF402 - extend() would lose what came before the end
+    except BaseException as error:
+        return taken, error
+    return taken, None
 
 
 # -- certificates -------------------------------------------------------------

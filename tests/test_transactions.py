@@ -606,7 +606,7 @@ def test_of_several_in_flight_one_is_refused():
 def test_421_at_each_step_of_a_chunk(at):
     waiting = [transaction(n, bdat=True) for n in range(3)]
     driver = play(chunked(depth=2), waiting, *[None] * at, 421)
-    assert driver.result is False
+    assert driver.result is None  # a server that goes on all the same is listened to
     assert [each.job for each in driver.over] == [0]
     assert [each.job for each in driver.in_flight] == [1]
     assert [each.job for each in driver.waiting] == [2]

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _CEILINGS = Timeouts(300.0, 300.0, 300.0, 120.0, 180.0, 600.0, 300.0)
 _DEFAULT_TIMEOUTS = Timeouts()
 _TLS = ("starttls", "implicit", "opportunistic", "none")
+# Seconds for which messages are pulled before those that were are seen to.
+_PULLING = 0.005
 # Messages that are held for a later attempt, before no further ones are pulled.
 _MOST_OUTSTANDING = 10_000
 
@@ -251,7 +253,7 @@ class Mailer:
         pool = self._pool
         pool.stop()
         with _Interrupts(self):
-            self._drive(lambda: not pool.links, pool.close)
+            self._drive(lambda: not pool.links, finish=pool.close)
         if self._is_interrupted():
             raise KeyboardInterrupt
 
@@ -259,7 +261,9 @@ class Mailer:
         if self._closed:
             raise ValueError("the Mailer is closed")
         if self._leader == threading.get_ident():
-            raise RuntimeError("the Mailer is called from what it calls itself, and waits for")
+            raise RuntimeError(
+                "a function that the Mailer calls cannot send by it: it would wait for itself"
+            )
 
     def _is_interrupted(self) -> bool:
         """Say whether Ctrl-C was pressed, for the main thread to pass on; it is, once."""
@@ -271,7 +275,7 @@ class Mailer:
         with _Interrupts(self):
             try:
                 while run.goes_on:
-                    self._drive(run.has_news)
+                    self._drive(run.has_news, before=run.pull)
                     while run.results:
                         yield run.results.popleft()
             finally:
@@ -292,23 +296,30 @@ class Mailer:
     # -- driving --
 
     def _drive(
-        self, done: "Callable[[], bool]", finish: "Callable[[], None] | None" = None
+        self,
+        done: "Callable[[], bool]",
+        *,
+        before: "Callable[[], bool] | None" = None,
+        finish: "Callable[[], None] | None" = None,
     ) -> None:
         """Have the pool driven until *done*: by this thread, or by one that does so already.
 
-        With *finish* it is this thread in the end, and *finish* is called.
+        *before* is called first, while another thread may drive; if it returns
+        true, there is one step without waiting.  With *finish* it is this
+        thread in the end, and *finish* is called.
         """
-        in_main_thread = _in_main_thread()
+        in_main_thread, held = _in_main_thread(), self.holds_interrupts
         if in_main_thread:  # nobody else ever sets it
             self.holds_interrupts = True
         try:
-            self._drive_or_follow(done, finish)
+            hurried = before is not None and before()
+            self._drive_or_follow(done, finish, hurried)
         finally:
             if in_main_thread:
-                self.holds_interrupts = False
+                self.holds_interrupts = held
 
     def _drive_or_follow(
-        self, done: "Callable[[], bool]", finish: "Callable[[], None] | None"
+        self, done: "Callable[[], bool]", finish: "Callable[[], None] | None", hurried: bool
     ) -> None:
         with self._turn:
             while self._leader is not None:
@@ -319,6 +330,8 @@ class Mailer:
                 self._followers -= 1
             self._leader = threading.get_ident()
         try:
+            if hurried:
+                self._pool.step(patient=False)
             while not done():
                 self._pool.step()
                 if self._followers:
@@ -399,29 +412,38 @@ class _Run:
         return self.pulling or self._pulled != self._reported
 
     def has_news(self) -> bool:
-        """Pull what can be used; say whether there are results, or nothing more to come."""
-        if self.pulling:
-            self._pull()
-        return bool(self.results) or not self.goes_on
+        """Say whether there are results, or nothing more to come, or more to be pulled."""
+        return bool(self.results) or not self.goes_on or (self.pulling and self._has_room())
 
-    def _pull(self) -> None:
+    def _has_room(self) -> bool:
+        held = self._pulled - self._reported
+        return len(self._pool.queue) < self._window and held < _MOST_OUTSTANDING
+
+    def pull(self) -> bool:
+        """Pull what can be used soon; return whether that takes so long that there may be more."""
+        if not self.pulling:
+            return False
         pool = self._pool
         if pool.stopping or pool.failure is not None:
             self.error = self.error or pool.failure
             if not self._finite:
                 self.pulling = False
-                return
+                return False
         queue, report, retries = pool.queue, self._report, pool.policy.retries
+        until = pool.read_clock() + _PULLING
         try:
-            while len(queue) < self._window and self._pulled - self._reported < _MOST_OUTSTANDING:
+            while self._has_room():
                 message = next(self._messages)
                 queue.append(Job(message, report, retries, pool.now))
                 self._pulled += 1
+                if pool.read_clock() > until:
+                    return True
         except StopIteration:
             self.pulling = False
         except BaseException as error:
             self.pulling = False
             self.error = error
+        return False
 
     def _report(self, delivery: "Delivery") -> None:
         self.results.append(delivery)

@@ -51,7 +51,7 @@ class Link:
         "_broken", "_ending", "_events", "_expected", "_handshaking", "_operation", "_out",
         "_queued", "_resume", "_sent", "deadline", "delivered", "dial", "domains", "established",
         "idle_since", "in_flight", "is_leaving", "is_tls", "limits", "mode", "most", "number",
-        "phase", "pool", "server", "session", "since", "sock", "taken", "waiting",
+        "phase", "pool", "server", "session", "since", "sock", "taken", "waiting", "was_dismissed",
     )  # fmt: skip
 
     def __init__(self, pool: "Pool", number: int, now: float) -> None:
@@ -70,7 +70,7 @@ class Link:
         #: What is awaited until then, in words.
         self.phase = "connecting"
         self.since = self.idle_since = now
-        self.established = self.is_leaving = False
+        self.established = self.is_leaving = self.was_dismissed = False
         self.taken = self.delivered = 0
         #: Domains that recipients had in the session, where a server counts them (RFC 9422).
         self.domains: set[str] = set()
@@ -129,9 +129,9 @@ class Link:
         except StopIteration as end:
             self._leave(end.value)
         except Exception as error:
+            self.pool.ended(self, self._broken or error)
             if self.established and not isinstance(error, (SMTPException, OSError)):
                 raise  # else a caller's function for the password may have raised it
-            self.pool.ended(self, self._broken or error)
 
     def _obey(self, signal: Signal) -> "Any":
         if signal is NEXT_IF_ANY or signal is NEXT:

@@ -69,7 +69,7 @@ class Message:
         What an open file gave is kept, for another attempt.
         """
         content = self.content
-        if type(content) is bytes:
+        if type(content) is bytes or (type(content) is str and content.isascii()):
             return content
         if isinstance(content, os.PathLike):
             with open(content, "rb") as file:
@@ -179,8 +179,11 @@ def prepare(
     if not recipients:
         raise ValueError("a message has at least one recipient (RFC 5321, section 3.3)")
     options = message.options or options or NO_OPTIONS
-    size, payload = _payload(message.octets(not server.eight_bit), server)
-    parameters, utf8 = _parameters(payload[0], size, server)
+    content = message.octets(not server.eight_bit)
+    size, payload = _payload(content, server)
+    # Text that octets() has left as text is ASCII.
+    octets = b"" if isinstance(content, str) else payload[0]
+    parameters, utf8 = _parameters(octets, size, server)
     rcpt_parameters = ""
     if options is not NO_OPTIONS:
         check_supported(options, (), server.extensions, tls=server.tls)

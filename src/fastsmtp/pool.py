@@ -207,12 +207,15 @@ class Pool:
             self._failures = 0
             self.backoff = Backoff(self.policy.connections, base=_FIRST_PAUSE)
 
-    def step(self) -> None:
-        """Wait for something to happen, for a moment at most, and see to it."""
+    def step(self, *, patient: bool = True) -> None:
+        """Wait for something to happen, for a moment at most, and see to it.
+
+        What has happened already is seen to, without waiting, if not *patient*.
+        """
         if self._closed:
             self.clear(None)
             return
-        events = self.selector.select(self._patience())
+        events = self.selector.select(self._patience() if patient else 0.0)
         self.now = now = time.monotonic()
         for key, mask in events:
             key.data(mask)
@@ -319,6 +322,8 @@ class Pool:
         if self.idle or self.now < self.backoff.not_before or (self._refusal and self.links):
             return
         allowed = self.backoff.limit if self._reached else 1
+        if len(self.links) >= allowed:
+            return
         opening = sum(not link.established for link in self.links)
         wanted = min(allowed - len(self.links), len(self.queue) - opening)
         for _ in range(wanted):
@@ -412,8 +417,8 @@ class Pool:
         if not link.established:
             self._not_established(error or SMTPServerDisconnected("Connection closed"))
             return
-        if error is None:
-            # It said 421, and so does nothing more (RFC 5321, section 3.8).
+        if error is None or link.was_dismissed:
+            # What it has not answered after that it has not taken (RFC 5321, section 3.8).
             error = SMTPServerDisconnected("Connection closed by the server")
             for transaction in lost:
                 transaction.committed = False
@@ -458,7 +463,7 @@ class Pool:
     def next_for(self, link: Link) -> "Transaction | None":
         """Return the next transaction for a connection, or None if there is none for it now."""
         policy, queue = self.policy, self.queue
-        if self.is_over(link):
+        if not queue or self.is_over(link):
             return None
         if link.in_flight and link.server.chunked and "CHUNKING" not in self._proven:
             return None  # one at a time, until it is known to work
@@ -501,8 +506,10 @@ class Pool:
             link.most = 0  # this session goes by BDAT to its end
             self._go_on(job, AGAIN)
             return
-        elif transaction.outcome.last.code == 421 and not link.delivered:
-            self.backoff.failed(self.now)  # else it may just be enough for one connection
+        elif transaction.outcome.last.code == 421:
+            link.was_dismissed = True
+            if not link.delivered:
+                self.backoff.failed(self.now)  # else it may just be enough for one connection
         self._go_on(job, job.settle(transaction))
 
     def _is_misunderstood(self, outcome: "StrictOutcome") -> bool:

@@ -97,6 +97,11 @@ class StrictOutcome(Outcome):
         """Whether the server waits for a message, and has a recipient for it."""
         return self.accepted > 0 and self.has_354
 
+    @property
+    def replies(self) -> int:
+        """How many replies were taken, RSET's among them."""
+        return 1 + hasattr(self, "mail") + len(self.rcpts) + len(self.finals)
+
     def take_chunk(self, reply: "Reply") -> None:
         """Take the reply to BDAT LAST."""
         self.take_final(reply)
@@ -300,8 +305,11 @@ def chunked(*, depth: int) -> "Operation[bool]":
     Returns as one_by_one().
     """
     in_flight: deque[Transaction] = deque()
+    closing = False
     while True:
-        transaction = (yield NEXT_IF_ANY) if in_flight else (yield NEXT)
+        transaction = None
+        if not closing:
+            transaction = (yield NEXT_IF_ANY) if in_flight else (yield NEXT)
         if transaction is not None:
             in_flight.append(transaction)
             commands = b"%b%bBDAT %d LAST\r\n" % (
@@ -311,7 +319,7 @@ def chunked(*, depth: int) -> "Operation[bool]":
             if len(in_flight) < depth:
                 continue
         elif not in_flight:
-            return True
+            return not closing
         first = in_flight.popleft()
         texts = yield _usual(2, first.count, _MESSAGE_TAKEN)
         if texts is None:
@@ -320,7 +328,10 @@ def chunked(*, depth: int) -> "Operation[bool]":
             first.final = _new_reply(Reply, (250, texts[-1]))
         yield first
         if first.final is None and first.outcome.closing:
-            return False
+            # It has done with the mail; if it goes on all the same, what it says holds.
+            closing = True
+            for _ in range(first.count + 3 - first.outcome.replies):
+                yield NEED_REPLY
 
 
 def _take_chunk(transaction: Transaction) -> "Operation[None]":

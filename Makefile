@@ -30,7 +30,7 @@ define bin
 .venv/$(1)-$(TAG)/bin
 endef
 
-.PHONY: help demo test coverage ledger bench report lint clean
+.PHONY: help demo test coverage ledger bench memory report lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -78,7 +78,10 @@ ledger: .venv/test-$(TAG)/$(STAMP)  ## 300 runs of 10,000 messages against a fau
 bench: .venv/bench-$(TAG)/$(STAMP)  ## the benchmarks; ARGS=--benchmark-disable for one quick pass
 	$(call bin,bench)/python -m pytest benches $(ARGS)
 
-report: .venv/bench-$(TAG)/$(STAMP)  ## the table of ratios that the README shows
+memory: .venv/bench-$(TAG)/$(STAMP)  ## flat memory: 1,000,000 messages against 10,000
+	$(call bin,bench)/python benches/memory.py $(ARGS)
+
+report: .venv/bench-$(TAG)/$(STAMP)  ## the tables of ratios that the README shows
 	$(call bin,bench)/python benches/report.py
 
 lint: .venv/lint-$(TAG)/$(STAMP)  ## ruff, mypy, pyright

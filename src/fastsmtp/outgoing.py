@@ -69,15 +69,17 @@ class Message:
         What an open file gave is kept, for another attempt.
         """
         content = self.content
-        if type(content) is bytes or (type(content) is str and content.isascii()):
-            return content
-        if isinstance(content, os.PathLike):
-            with open(content, "rb") as file:
-                return file.read()
-        if hasattr(content, "read"):
-            content = self.content = content.read()
-        if isinstance(content, str) and not content.isascii():
-            content = self.content = content.encode("utf-8")
+        if isinstance(content, str):
+            if not content.isascii():
+                content = self.content = content.encode("utf-8")
+            return content  # type: ignore[no-any-return]
+        if type(content) is not bytes:
+            if isinstance(content, os.PathLike):
+                with open(content, "rb") as file:
+                    return file.read()
+            if hasattr(content, "read"):
+                self.content = content.read()
+                return self.octets(seven_bit)
         return content  # type: ignore[no-any-return]
 
     @property

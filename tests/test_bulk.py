@@ -625,6 +625,7 @@ PREAMBLE = """
     import os, signal, sys, threading
     from support import *
     from fastsmtp import *
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs this may ignore it
     def message(i):
         return Message("a@example.org", ["b@example.org"], "Subject: %d\\n\\n" % i, id=i)
     def interrupt(connection=None):

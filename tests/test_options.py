@@ -21,7 +21,6 @@ from fastsmtp.options import (
     Options,
     Recipient,
     check_supported,
-    cut_recipients,
     domain_of,
     parameters_of,
     parse_limits,
@@ -596,95 +595,6 @@ def test_domain_of(recipient, domain):
 def test_a_domain_that_is_none():
     with pytest.raises(ValueError, match="not one path"):
         domain_of("<@ X=y>")
-
-
-@pytest.mark.parametrize(
-    "limits",
-    [
-        None,
-        Limits(),
-        Limits(mail_max=1),
-        Limits(rcpt_max=3),
-        Limits(rcpt_domain_max=2),
-        Limits(1, 3, 2),
-    ],
-)
-def test_what_fits_is_not_copied(limits):
-    recipients = ["a@x", "b@y", "c@X"]
-    (group,) = cut_recipients(recipients, limits)
-    assert group is recipients
-    alone = [Recipient("a@x")]
-    (group,) = cut_recipients(alone, limits)
-    assert group is alone
-    nobody: list[str] = []
-    (group,) = cut_recipients(nobody, limits)
-    assert group is nobody
-
-
-def test_recipients_are_cut_in_order():
-    recipients = [f"{number}@x" for number in range(5)]
-    groups = cut_recipients(recipients, Limits(rcpt_max=2))
-    assert groups == [recipients[:2], recipients[2:4], recipients[4:]]
-
-
-def test_recipients_are_cut_by_domains():
-    recipients = ["a@x", "b@y", "c@X", "d@z", "e@Y", "f@x", "g@z"]
-    assert cut_recipients(recipients, Limits(rcpt_domain_max=1)) == [
-        ["a@x", "c@X", "f@x"],
-        ["b@y", "e@Y"],
-        ["d@z", "g@z"],
-    ]
-    assert cut_recipients(recipients, Limits(rcpt_domain_max=2)) == [
-        ["a@x", "b@y", "c@X", "e@Y", "f@x"],
-        ["d@z", "g@z"],
-    ]
-    assert cut_recipients(recipients, Limits(rcpt_max=2, rcpt_domain_max=2)) == [
-        ["a@x", "b@y"],
-        ["c@X", "d@z"],
-        ["e@Y", "f@x"],
-        ["g@z"],
-    ]
-
-
-limited = st.one_of(st.none(), st.integers(1, 8))
-
-
-@given(
-    recipients=st.lists(
-        st.builds(
-            lambda number, domain: f"{number}@{domain}",
-            st.integers(0, 99),
-            st.sampled_from(["x", "X", "y", "z.example", "Z.Example", "w", "v"]),
-        ),
-        max_size=40,
-    ),
-    rcpt_max=limited,
-    rcpt_domain_max=limited,
-)
-def test_groups_obey_the_limits_and_lose_nobody(recipients, rcpt_max, rcpt_domain_max):
-    before = recipients[:]
-    groups = cut_recipients(recipients, Limits(None, rcpt_max, rcpt_domain_max))
-    assert recipients == before
-    together = [recipient for group in groups for recipient in group]
-    assert sorted(together) == sorted(before)
-    assert all(groups) or not before
-    for group in groups:
-        assert rcpt_max is None or len(group) <= rcpt_max
-        domains = {domain_of(recipient) for recipient in group}
-        assert rcpt_domain_max is None or len(domains) <= rcpt_domain_max
-        rest = iter(before)  # a group is in the order that was handed in
-        assert all(recipient in rest for recipient in group)
-    if rcpt_domain_max is None:
-        assert together == before
-    if rcpt_max is None and rcpt_domain_max is not None:
-        domains = {domain_of(recipient) for recipient in before}
-        assert len(groups) == max(1, -(-len(domains) // rcpt_domain_max))
-
-
-def test_many_recipients_are_cut_in_no_time():
-    recipients = [f"r{number}@d{number % 20_000}.example" for number in range(100_000)]
-    groups = cut_recipients(recipients, Limits(rcpt_max=100, rcpt_domain_max=1))
-    assert len(groups) == 20_000
 
 
 def test_datetime_is_not_imported_for_options():

@@ -14,9 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
-    from typing import Literal, NoReturn, TypeVar
-
-    AnyRecipient = TypeVar("AnyRecipient", bound="str | Recipient")
+    from typing import Literal, NoReturn
 
 _NOTIFY = ("success", "failure", "delay")
 #: The extensions by their EHLO keywords, with the options that need them and the RFC.
@@ -529,42 +527,3 @@ def domain_of(recipient: "str | Recipient") -> str:
     address = recipient if isinstance(recipient, str) else recipient.address
     _, at, domain = path(address)[1:-1].rpartition("@")
     return domain.lower() if at else ""
-
-
-def cut_recipients(
-    recipients: "list[AnyRecipient]", limits: "Limits | None"
-) -> "list[list[AnyRecipient]]":
-    """Return recipients in groups, each for one transaction within the limits.
-
-    Recipients of one domain stay together as far as they can, and everybody in
-    order within a group.  Where one group will do, it is the very list that
-    was handed in.  Raises ValueError as domain_of() does.
-    """
-    if limits is None:
-        return [recipients]
-    most = limits.rcpt_max or len(recipients)
-    if limits.rcpt_domain_max is not None and len(recipients) > 1:
-        groups = _cut_by_domains(recipients, most, limits.rcpt_domain_max)
-        return groups if len(groups) > 1 else [recipients]
-    if len(recipients) <= most:
-        return [recipients]
-    return [recipients[at : at + most] for at in range(0, len(recipients), most)]
-
-
-def _cut_by_domains(
-    recipients: "list[AnyRecipient]", most: int, most_domains: int
-) -> "list[list[AnyRecipient]]":
-    group: list[AnyRecipient] = []
-    groups, domains = [group], 0
-    group_of: dict[str, list[AnyRecipient]] = {}
-    for recipient in recipients:
-        domain = domain_of(recipient)
-        place = group_of.get(domain)
-        if place is None or len(place) == most:
-            if domains == most_domains or len(group) == most:
-                group, domains = [], 0
-                groups.append(group)
-            place = group_of[domain] = group
-            domains += 1
-        place.append(recipient)
-    return groups

@@ -276,3 +276,13 @@ def test_the_mode_says_how_transactions_go(mode, name):
     with pytest.raises(StopIteration) as end:
         operation.send(None)
     assert end.value.value is True
+
+
+def test_credentials_that_the_server_repeats_are_not_shown():
+    own = credentials(password="s3cret word")
+    encoded = base64.b64encode(b"\0user\0s3cret word").decode()
+    said = f"535 {encoded}: no such password as s3cret word"
+    held = hold(terms("implicit", credentials=own), *LOGGED_IN[:2], said)
+    assert isinstance(held.error, SMTPAuthenticationError)
+    assert held.error.args == (535, b"***: no such password as ***")
+    assert held.error.__cause__ is None

@@ -31,6 +31,7 @@ from fastsmtp.operations import (
     quit_session,
     send,
     starttls,
+    without_secrets,
 )
 from fastsmtp.reply import Reply
 
@@ -771,3 +772,19 @@ def test_nobody_accepted_and_354():
         assert played.result.must_close == (lmtp or taken)
         assert played.sent[1:] == ([] if lmtp or taken else [DOT, RSET])
         assert played.owed == 0
+
+
+def test_secrets_are_taken_out_of_a_text():
+    assert without_secrets(b"no s3cret, no abc", [b"s3cret", b"abc"]) == b"no ***, no abc"
+    assert without_secrets("no s3cret", [b"s3cret"]) == b"no ***"
+
+
+def test_an_answer_that_is_repeated_in_challenges_without_end_is_not_shown():
+    answers = itertools.repeat(b"c2VjcmV0")
+    played = drive(
+        authenticate("LOGIN", lambda challenge: next(answers), max_challenges=2),
+        lambda sent: [reply("334 c2VjcmV0")],
+    )
+    assert type(played.error) is SMTPException
+    assert "c2VjcmV0" not in str(played.error)
+    assert "***" in str(played.error)

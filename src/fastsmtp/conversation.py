@@ -1,8 +1,16 @@
 """All that is said on one connection of a Mailer, from the greeting to QUIT."""
 
 from . import auth
-from .errors import SMTPNotSupportedError, SMTPResponseException
-from .operations import START_TLS, greet, hello, login, quit_session, starttls
+from .errors import SMTPAuthenticationError, SMTPNotSupportedError, SMTPResponseException
+from .operations import (
+    START_TLS,
+    greet,
+    hello,
+    login,
+    quit_session,
+    starttls,
+    without_secrets,
+)
 from .transactions import chunked, one_by_one, overlapped
 
 TYPE_CHECKING = False
@@ -138,17 +146,23 @@ def _log_in(
         )
     if "auth" not in extensions:
         raise SMTPNotSupportedError("SMTP AUTH extension not supported by server.")
+    password, token = _secret(credentials.password), _secret(credentials.token)
     mechanisms = auth.candidates(
         extensions["auth"],
         user=credentials.user,
-        password=_secret(credentials.password),
-        token=_secret(credentials.token),
+        password=password,
+        token=token,
         mechanisms=credentials.mechanisms,
         channel_binding=binding() if secure else None,
         host=terms.host,
         port=terms.port,
     )
-    yield from login(mechanisms)
+    try:
+        yield from login(mechanisms)
+    except SMTPAuthenticationError as error:
+        secrets = [secret.encode("utf-8") for secret in (password, token) if secret]
+        text = without_secrets(error.smtp_error, secrets)
+        raise SMTPAuthenticationError(error.smtp_code, text) from None
 
 
 def _secret(secret: "Secret | None") -> "str | None":

@@ -58,6 +58,8 @@ class Signal:
         return self.name
 
 
+_TELLING = 4  # a shorter secret stands in other text by chance
+
 #: Read one reply.
 NEED_REPLY = Signal("NEED_REPLY")
 #: Negotiate TLS on the connection.
@@ -152,11 +154,28 @@ def authenticate(
 
     A server that did not prove itself to a responder with *distrust* has not
     succeeded either, whatever it says.  The error has the code 535 then, for
-    no other mechanism should give it the password.
+    no other mechanism should give it the password.  What was answered is shown
+    in no error, though the server repeat it.
     """
+    said: list[bytes] = []
+    try:
+        return (yield from _exchange(mechanism, respond, said, initial_response, max_challenges))
+    except SMTPAuthenticationError as error:
+        text = without_secrets(error.smtp_error, said)
+        raise SMTPAuthenticationError(error.smtp_code, text) from None
+
+
+def _exchange(
+    mechanism: str,
+    respond: "Responder",
+    said: "list[bytes]",
+    initial_response: bool,
+    max_challenges: int,
+) -> "Operation[Reply]":
     encoded = respond(None) if initial_response else None
     line = mechanism.encode("ascii")
     if encoded is not None:
+        said.append(encoded)
         line += b" " + (encoded or b"=")  # RFC 4954: "=" is a response without octets
     reply = yield from command(b"AUTH " + line + b"\r\n", "AUTH")
     challenges = 0 if encoded is None else 1
@@ -168,17 +187,26 @@ def authenticate(
             reply = yield from command(b"*\r\n", "")
             _check_proof(respond, reply)
             raise SMTPAuthenticationError(reply.code, reply.text + b"\nAUTH was cancelled")
+        said.append(answer)
         reply = yield from command(answer + b"\r\n", "")
         if challenges > max_challenges:
-            raise SMTPException(
-                f"Server AUTH mechanism infinite loop. Last response: {tuple(reply)!r}"
-            )
+            last = reply.code, without_secrets(reply.text, said)
+            raise SMTPException(f"Server AUTH mechanism infinite loop. Last response: {last!r}")
     if reply.code in (235, 503):
         _check_proof(respond, reply)
         return reply
     if told.startswith((b"{", b"e=")):
         raise SMTPAuthenticationError(reply.code, reply.text + b"\n" + told)
     raise SMTPAuthenticationError(*reply)
+
+
+def without_secrets(text: "bytes | str", secrets: "Iterable[bytes]") -> bytes:
+    """Return a text of the server's, in bytes, without the secrets that it repeats."""
+    text = text.encode("utf-8") if isinstance(text, str) else text
+    for secret in secrets:
+        if len(secret) >= _TELLING:
+            text = text.replace(secret, b"***")
+    return text
 
 
 def _answer(text: bytes, respond: "Responder") -> "tuple[bytes, bytes | None]":

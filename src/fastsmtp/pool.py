@@ -549,4 +549,6 @@ def _is_final(error: Exception) -> bool:
         return error.errno == socket.EAI_NONAME
     if isinstance(error, (SMTPNotSupportedError, *_NOT_TRUSTED)):
         return True
+    if type(error) is SMTPException:  # no mechanism in common, or challenges without end
+        return True
     return not isinstance(error, (SMTPException, OSError))

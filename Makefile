@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# The same for the half of `make test` that is on the Python codec.
+ARGS_PYTHON ?= $(ARGS)
 
 # "cpython3.13 yes": the interpreter's tag, and whether a C extension can be compiled for it.
 PROBE := $(shell $(PYTHON) -c 'import os, shutil, sys, sysconfig; \
@@ -56,7 +58,7 @@ ifeq ($(FASTSMTP_BUILD_EXTENSION),no)
 else
 	FASTSMTP_IMPL=c $(call bin,test)/python -m pytest $(ARGS)
 endif
-	FASTSMTP_IMPL=python $(call bin,test)/python -m pytest $(ARGS)
+	FASTSMTP_IMPL=python $(call bin,test)/python -m pytest $(ARGS_PYTHON)
 
 PURE := protocol operations auth envelope reply message _codec_py codec errors options pace \
 	transactions conversation jobs delivery outgoing

@@ -34,7 +34,7 @@ from support import (
 )
 
 import fastsmtp
-from fastsmtp import Mailer, Message, Options, Recipient, Timeouts, bulk, pool
+from fastsmtp import Mailer, Message, Options, Recipient, Timeouts, compat, pool
 
 CHUNKING = (*EXTENSIONS, "CHUNKING")
 
@@ -1334,13 +1334,13 @@ def test_local_hostname_without_a_domain(monkeypatch):
     """An address literal stands for it (RFC 5321, section 4.1.3)."""
     monkeypatch.setattr(socket, "getfqdn", lambda: "me")
     monkeypatch.setattr(socket, "gethostbyname", lambda name: "192.0.2.7")
-    assert bulk._local_hostname() == "[192.0.2.7]"
+    assert compat.host_name(socket) == "[192.0.2.7]"
 
     def fail(name):
         raise OSError("no such name")
 
     monkeypatch.setattr(socket, "gethostbyname", fail)
-    assert bulk._local_hostname() == "[127.0.0.1]"
+    assert compat.host_name(socket) == "[127.0.0.1]"
 
 
 def test_audit_events():

@@ -9,6 +9,7 @@ from collections.abc import Sized
 from email.message import Message as EmailMessage
 
 from .auth import STRONGEST_FIRST, candidates
+from .compat import host_name
 from .conversation import Credentials, Terms
 from .jobs import Job
 from .options import Options
@@ -154,7 +155,7 @@ class Mailer:
             connect_attempts=_whole("connect_attempts", connect_attempts, 1),
         )
         terms = Terms(
-            local_hostname=local_hostname or _local_hostname(),
+            local_hostname=local_hostname or host_name(socket),
             tls=protection,
             lmtp=protocol == "lmtp",
             credentials=_credentials(username, password, token, mechanisms, cleartext_auth),
@@ -549,14 +550,3 @@ def _credentials(
         mechanisms=mechanisms,
     )
     return Credentials(username, password, token, mechanisms, cleartext)
-
-
-def _local_hostname() -> str:
-    """Return this host's name, or its address as a literal (RFC 5321, section 4.1.3)."""
-    name = socket.getfqdn()
-    if "." in name:
-        return name
-    try:
-        return f"[{socket.gethostbyname(socket.gethostname())}]"
-    except OSError:
-        return "[127.0.0.1]"

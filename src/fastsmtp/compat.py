@@ -110,17 +110,21 @@ class LocalHostname:
             raise AttributeError("local_hostname")
         look_up = self._api.socket.getfqdn
         if look_up not in self._found:
-            self._found[look_up] = self._look_up()
+            self._found[look_up] = host_name(self._api.socket)
         name = instance.local_hostname = self._found[look_up]
         return name
 
-    def _look_up(self) -> str:
-        """Return the host's name, or its address as a literal (RFC 5321, section 4.1.3)."""
-        name: str = self._api.socket.getfqdn()
-        if "." in name:
-            return name
-        try:
-            address = self._api.socket.gethostbyname(self._api.socket.gethostname())
-        except OSError:
-            address = "127.0.0.1"
-        return f"[{address}]"
+
+def host_name(sockets: "Any") -> str:
+    """Return this host's name, or its address as a literal (RFC 5321, section 4.1.3).
+
+    *sockets* is the module `socket`, or what stands in for it.
+    """
+    name: str = sockets.getfqdn()
+    if "." in name:
+        return name
+    try:
+        address = sockets.gethostbyname(sockets.gethostname())
+    except OSError:
+        address = "127.0.0.1"
+    return f"[{address}]"

@@ -337,10 +337,7 @@ class Pool:
         self, link: Link
     ) -> "Callable[[socket.socket | None, Exception | None], None]":
         def done(sock: "socket.socket | None", error: "Exception | None") -> None:
-            if link not in self.links:
-                if sock is not None:
-                    sock.close()
-            elif sock is None:
+            if sock is None:
                 self.ended(link, error)
             else:
                 link.connected(sock)

@@ -171,7 +171,7 @@ def test_idle_timeout():
     """It shows whenever the Mailer is at work; here on a connection that had nothing to do."""
     held = Hold()
     with (
-        ModelServer(replies={("body", 2, 1): (held, b"250 taken\r\n")}) as server,
+        ModelServer(replies={("body", 1, 1): (held, b"250 taken\r\n")}) as server,
         mailer_for(server, connections=2, idle_timeout=0.1) as mailer,
     ):
         first = Sender(mailer, [message(0), message(1), message(2)])

@@ -1,6 +1,6 @@
 """Print the README's tables of ratios, in Markdown: python benches/report.py [TABLE...]
 
-The tables are codec, sendmail, mailer and depth; all of them, if none is named.
+The tables are codec, message, sendmail, mailer and depth; all of them, if none is named.
 
 The package chooses its codec when it is imported. So what depends on that is measured by this
 script in child processes, one for each codec, which compare with the others in their own process.
@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from shutil import which
@@ -19,7 +20,9 @@ from typing import NamedTuple
 
 import bench_codec
 import bench_latency
+import bench_message
 import mailing
+import message_memory
 import server
 import sink
 from measure import SIZES, Cost, environment, interleaved, on_one_cpu, ratio, text
@@ -130,6 +133,60 @@ def latency_figures() -> Iterator[Figure]:
             what = f"`sendmail` at 50 ms, recipients: {recipients}"
             against = f"smtplib's {theirs} round trips"
             yield Figure(what, against, "2", CODEC, f"{ours}, {sooner} sooner")
+
+
+# -- messages, also in child processes ----------------------------------------
+
+
+def message_figures() -> Iterator[Figure]:
+    for case in bench_message.CASES:
+        contenders = case.contenders()
+        theirs, ours = case.outcomes(contenders)
+        assert theirs == ours, case.name
+        theirs, ours = interleaved(contenders).values()
+        faster = times(ratio(theirs, ours))
+        value = f"{case.size}: {faster}" if case.size else faster
+        yield Figure(case.what, case.against, case.target, CODEC, value)
+    yield from recipient_figures()
+    if sink.SMTP_SINK:
+        yield from send_message_figures()
+        if message_memory.MEASURABLE:
+            yield from memory_figures()
+
+
+def recipient_figures() -> Iterator[Figure]:
+    paths = bench_message.PATHS
+    for make, kind in paths.values():
+        assert bench_message.TO_COMMANDS[kind](make()) == bench_message.COMMANDS
+    costs = interleaved({name: make for name, (make, _) in paths.items()})
+    for name in list(paths)[1:]:
+        each = median(cost.cpu for cost in costs[name]) / len(bench_message.RECIPIENTS)
+        value = f"{each * 1e6:.2f} µs, {times(ratio(costs['smtplib'], costs[name]))}"
+        target = "<= 1 µs, -" if name == "`quoteaddr`" else ""
+        yield Figure(f"{name}, per recipient", "smtplib's `quoteaddr`", target, CODEC, value)
+
+
+def send_message_figures() -> Iterator[Figure]:
+    with sink.running() as (port, process):
+        for sending in bench_message.SENDINGS:
+            places = {"": nullcontext()}
+            if hasattr(os, "sched_setaffinity"):
+                places["on one CPU: "] = on_one_cpu(process)
+            with bench_message.senders(port, sending) as clients:
+                for place, placed in places.items():
+                    with placed:
+                        costs = interleaved(clients, seconds=0.05)
+                    value = place + times(ratio(costs["smtplib"], costs[CODEC]))
+                    what = f"{sending.what}, CPU per message"
+                    yield Figure(what, "smtplib", sending.target, CODEC, value)
+
+
+def memory_figures() -> Iterator[Figure]:
+    theirs, ours = (message_memory.measured(library) for library in ("smtplib", "fastsmtp"))
+    what = "`send_message`, attachment of 25 MB, memory above the message's"
+    yield Figure(what, "smtplib", "<= 0.33 x, -", CODEC, f"{ours.above / theirs.above:.2f} x")
+    value = f"{ours.above / ours.message:.2f} x"
+    yield Figure(what, "the message as sent", "<= 1.1 x, -", CODEC, value)
 
 
 # -- the Mailer, also in child processes --------------------------------------
@@ -244,11 +301,16 @@ def sendmail() -> Iterator[Figure]:
 
 
 #: What a child process measures.
-CHILDREN = {"sendmail": sendmail, "mailer": mailer_figures, "depth": depth_figures}
+CHILDREN = {
+    "message": message_figures,
+    "sendmail": sendmail,
+    "mailer": mailer_figures,
+    "depth": depth_figures,
+}
 
 
 def main(*wanted: str) -> None:
-    """Print a table of codec, sendmail, mailer and depth each, or of those *wanted*."""
+    """Print a table of codec, message, sendmail, mailer and depth each, or of those *wanted*."""
     print(environment())
     codecs = list(bench_codec.codecs())
     for name in wanted or ("codec", *CHILDREN):
@@ -265,6 +327,8 @@ def missing() -> Iterator[str]:
     """Yield in words what cannot be measured here, and why."""
     if not sink.SMTP_SINK:
         yield sink.MISSING
+    if not message_memory.MEASURABLE:
+        yield message_memory.MISSING
     if not mailing.SMTP_SOURCE:
         yield mailing.WHY_NOT["smtp-source"]
     with mailing.compiled_floor() as floor:

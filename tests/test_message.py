@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastsmtp.message import envelope_addresses, serialize
+from fastsmtp.message import envelope_addresses, wire_form
 
 
 class Sender(smtplib.SMTP):
@@ -158,7 +158,7 @@ def test_a_message_is_written_as_smtplib_does(kind, fields):
     fields = [field for field in fields if kind == "compat32" or field[0] != "bcc"]
     message = build(kind, fields)
     before = (list(message.items()), message.as_bytes())
-    written = serialize(message)
+    written = wire_form(message)
     assert written == smtplib_sends(message, "f@x", ["t@x"])[2]
     assert written.count(b"\n") == written.count(b"\r\n") > 0
     assert b"bcc" not in written.lower()
@@ -167,7 +167,7 @@ def test_a_message_is_written_as_smtplib_does(kind, fields):
 
 def test_a_message_in_utf8_is_written_as_smtplib_does():
     message = build("default", [("From", "é@x"), ("To", "Zoë <t@x>"), ("Subject", "Grüße")])
-    written = serialize(message, utf8=True)
+    written = wire_form(message, utf8=True)
     assert written == smtplib_sends(message)[2]
     assert "From: é@x\r\nTo: Zoë <t@x>\r\nSubject: Grüße\r\n".encode() in written
 
@@ -176,7 +176,7 @@ def test_compat32_has_no_utf8():
     message = build("compat32", [("From", "é@x"), ("To", "t@x")])
     assert result_of(smtplib_sends, message) is TypeError
     with pytest.raises(TypeError, match="utf8"):
-        serialize(message, utf8=True)
+        wire_form(message, utf8=True)
 
 
 A_LABEL, U_LABEL = "xn--bcher-kva.example", "bücher.example"
@@ -197,7 +197,7 @@ def test_domains_are_written_in_ascii(kind, name):
         value = f"{value}, Zoë <b@{U_LABEL}>, c@x, Ann B. <d@x>"
     message = build(kind, [(name, value), ("Subject", "x")])
     before = copy.deepcopy(list(message.items()))
-    written = serialize(message)
+    written = wire_form(message)
     assert list(message.items()) == before
     assert written.isascii()
     field = email.message_from_bytes(written, policy=email.policy.default)[name]
@@ -210,7 +210,7 @@ def test_domains_are_written_in_ascii(kind, name):
 def test_every_field_of_the_name_is_written_in_ascii():
     message = build("compat32", [("To", f"a@{U_LABEL}"), ("Subject", "x"), ("To", f"b@{U_LABEL}")])
     written = f"To: a@{A_LABEL}\r\nSubject: x\r\nTo: b@{A_LABEL}\r\n\r\n"
-    assert serialize(message).startswith(written.encode())
+    assert wire_form(message).startswith(written.encode())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -219,7 +219,7 @@ def test_every_field_of_the_name_is_written_in_ascii():
 )
 def test_what_no_domain_in_ascii_helps_is_left_alone(kind, value):
     message = build(kind, [("To", value)])
-    assert result_of(serialize, message) == (
+    assert result_of(wire_form, message) == (
         result_of(lambda: smtplib_sends(message, "f@x", ["t@x"])[2])
     )
 
@@ -241,7 +241,7 @@ def test_a_received_message_with_bytes_in_its_header_is_passed_on(policy, header
     )
     as_it_is = smtplib_sends(message, "f@x", ["t@x"])[2]
     in_ascii = f"From: f@x\r\nTo: a@{A_LABEL}\r\nSubject: x\r\n\r\nbody\r\n".encode()
-    assert serialize(message) in (as_it_is, in_ascii)
+    assert wire_form(message) in (as_it_is, in_ascii)
 
 
 # -- for a server without 8BITMIME --------------------------------------------
@@ -282,8 +282,8 @@ def content(part):
 def test_parts_in_8bit_are_written_in_7bit_if_asked():
     message = with_parts()
     before = message.as_bytes()
-    assert not serialize(message).isascii()
-    written = serialize(message, seven_bit=True)
+    assert not wire_form(message).isascii()
+    written = wire_form(message, seven_bit=True)
     assert written.isascii()
     assert message.as_bytes() == before
     assert written.count(b"\n") == written.count(b"\r\n")
@@ -303,8 +303,8 @@ def test_a_received_message_in_8bit_is_written_in_7bit(policy):
     )
     message = email.message_from_bytes(source, policy=policy)
     before = message.as_bytes()
-    assert serialize(message) == source.replace(b"\n", b"\r\n")
-    written = serialize(message, seven_bit=True)
+    assert wire_form(message) == source.replace(b"\n", b"\r\n")
+    written = wire_form(message, seven_bit=True)
     assert written.isascii()
     assert content(read(written)) == "Gr\u00fc\u00dfe\n"
     assert message.as_bytes() == before
@@ -313,9 +313,9 @@ def test_a_received_message_in_8bit_is_written_in_7bit(policy):
 def test_octets_without_a_charset_cannot_be_written_in_7bit():
     # What they mean is not known.
     message = email.message_from_bytes(b"From: f@x\n\nGr\xfc\xdfe\n")
-    assert serialize(message).endswith(b"Gr\xfc\xdfe\r\n")
+    assert wire_form(message).endswith(b"Gr\xfc\xdfe\r\n")
     with pytest.raises(UnicodeEncodeError):
-        serialize(message, seven_bit=True)
+        wire_form(message, seven_bit=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -323,12 +323,12 @@ def test_octets_without_a_charset_cannot_be_written_in_7bit():
 def test_a_message_in_7bit_is_written_as_it_is(kind, fields):
     fields = [field for field in fields if kind == "compat32" or field[0] != "bcc"]
     message = build(kind, fields)
-    assert serialize(message, seven_bit=True) == serialize(message)
+    assert wire_form(message, seven_bit=True) == wire_form(message)
 
 
 def test_in_7bit_the_header_may_be_in_utf8_still():
     message = build("default", [("From", "\u00e9@x"), ("To", "t@x")])
     message.set_content(BODY_8BIT, cte="8bit")
-    written = serialize(message, utf8=True, seven_bit=True)
+    written = wire_form(message, utf8=True, seven_bit=True)
     assert "From: \u00e9@x\r\n".encode() in written
     assert written.partition(b"\r\n\r\n")[2].isascii()

@@ -23,6 +23,7 @@ from fastsmtp.errors import (
 from fastsmtp.operations import (
     NEED_REPLY,
     START_TLS,
+    Replies,
     Send,
     authenticate,
     greet,
@@ -66,6 +67,15 @@ def drive(operation, answer, owed=0):
             elif effect is START_TLS:
                 assert played.owed == 0
                 played.tls += 1
+            elif isinstance(effect, Replies):
+                # As few at a time as there may be: it must not matter.
+                assert played.owed == effect.most
+                played.owed -= 1
+                argument = replies.popleft()
+                if isinstance(argument, Exception):
+                    step = operation.throw
+                else:
+                    argument = [argument]
             else:
                 assert effect is NEED_REPLY
                 assert played.owed > 0, "waits for a reply that nobody owes"

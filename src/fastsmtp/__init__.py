@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .options import DeliverBy, Options, Recipient
     from .outgoing import Message
     from .pool import Timeouts
+    from .serializer import serialize, serialize_buffers
+    from .template import Template
 
 __version__ = "0.1.0"
 
@@ -63,12 +65,15 @@ __all__ = [
     "SMTPResponseException",
     "SMTPSenderRefused",
     "SMTPServerDisconnected",
+    "Template",
     "Timeouts",
     "Totals",
     "implementation",
     "install",
     "quoteaddr",
     "quotedata",
+    "serialize",
+    "serialize_buffers",
     "uninstall",
 ]
 
@@ -100,8 +105,11 @@ _LAZY = {
     "Options": "options",
     "Recipient": "options",
     "RecipientResult": "delivery",
+    "Template": "template",
     "Timeouts": "pool",
     "Totals": "delivery",
+    "serialize": "serializer",
+    "serialize_buffers": "serializer",
 }
 
 

@@ -10,11 +10,20 @@ one commit.
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItem
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.ref cimport PyObject
+from cpython.unicode cimport (
+    PyUnicode_GET_LENGTH,
+    PyUnicode_READ_CHAR,
+    PyUnicode_Substring,
+)
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memchr, memcpy, memmove
 
 import binascii
 import hmac
+import re
 from smtplib import SMTPResponseException
 
 from .errors import SMTPProtocolError
@@ -141,6 +150,40 @@ cdef extern from *:
         return out;
     }
 
+    /* The same for a text's newlines, and whether a line of it begins with "From ". */
+    static int fastsmtp_survey_text(const unsigned char *p, Py_ssize_t n, Py_ssize_t *newlines)
+    {
+        Py_ssize_t i = 1;
+        int from_line = n >= 5 && !memcmp(p, "From ", 5);
+        *newlines = n && p[0] == LF;
+        while (i < n) {
+            const Py_ssize_t begin = i;
+            const Py_ssize_t end = n - i > 240 ? i + 240 : n;
+            unsigned char bare = 0, initial = 0;
+            for (; i < end; i++) {
+                bare += (p[i] == LF) ^ (p[i - 1] == CR);
+                initial |= (p[i] == 'F') & (p[i - 1] == LF);
+            }
+            *newlines += bare;
+            for (i = begin; initial && i < end && i + 5 <= n; i++) {
+                from_line |= p[i - 1] == LF && !memcmp(p + i, "From ", 5);
+            }
+            i = end;
+        }
+        *newlines += n && p[n - 1] == CR;
+        return from_line;
+    }
+
+    /* The bytes of a str whose characters take one each (Latin-1), or NULL. */
+    static const unsigned char *fastsmtp_latin1(PyObject *text, Py_ssize_t *size)
+    {
+        if (PyUnicode_KIND(text) != PyUnicode_1BYTE_KIND) {
+            return NULL;
+        }
+        *size = PyUnicode_GET_LENGTH(text);
+        return PyUnicode_1BYTE_DATA(text);
+    }
+
     /* A store through a volatile pointer is not optimised away. */
     static void fastsmtp_wipe(char *p, Py_ssize_t n)
     {
@@ -159,6 +202,10 @@ cdef extern from *:
         const unsigned char *p, Py_ssize_t n, bint few, unsigned char *out,
         bint normalize, bint stuff
     ) noexcept nogil
+    bint fastsmtp_survey_text(
+        const unsigned char *p, Py_ssize_t n, Py_ssize_t *newlines
+    ) noexcept nogil
+    const unsigned char *fastsmtp_latin1(object text, Py_ssize_t *size)
     void fastsmtp_wipe(char *p, Py_ssize_t n) noexcept nogil
 
 
@@ -236,6 +283,56 @@ def data_payload(data, bint normalize):
     return message.size + message.newlines, (payload, message.ending(normalize))
 
 
+def assemble(list pieces not None, bytes newline not None, bint mangle_from):
+    """Return the pieces of a message in one, with the newlines of its texts as asked.
+
+    A piece in bytes is taken as it is.  One in str is text, its characters
+    octets in Latin-1: each CR LF, lone CR and lone LF in it becomes *newline*
+    and, with *mangle_from*, each line that begins with ``From `` gets a ``>``
+    before it.  RFC 5322, section 2.1; RFC 4155.
+
+    Raises UnicodeEncodeError for text outside Latin-1, TypeError for a piece of
+    another kind.
+    """
+    cdef Py_ssize_t total = 0
+    cdef list ready = []
+    cdef _Message text
+    for piece in pieces:
+        if isinstance(piece, str):
+            text = _Message.__new__(_Message)
+            text.of_octets(piece)
+            if text.survey_text() and mangle_from:
+                text.of_octets(_FROM_LINE.sub(">From ", piece))
+                text.survey_text()
+            if newline != b"\r\n":
+                text.of_bytes(_with_newline(str.encode(text.owner, "latin-1"), newline))
+                text.newlines = 0
+            total += text.size + text.newlines
+            ready.append(text)
+        elif isinstance(piece, bytes):
+            total += PyBytes_GET_SIZE(piece)
+            ready.append(piece)
+        else:
+            raise TypeError(f"a piece must be str or bytes, not {type(piece).__name__}")
+    cdef bytes result = PyBytes_FromStringAndSize(NULL, total)
+    cdef unsigned char *out = <unsigned char *>PyBytes_AS_STRING(result)
+    for piece in ready:
+        if isinstance(piece, bytes):
+            memcpy(out, PyBytes_AS_STRING(piece), PyBytes_GET_SIZE(piece))
+            out += PyBytes_GET_SIZE(piece)
+        else:
+            out = (<_Message>piece).put(out)
+    return result
+
+
+cdef object _FROM_LINE = re.compile("^From ", re.MULTILINE)
+cdef object _NEWLINE = re.compile(b"\r\n?|\n")
+
+
+cdef bytes _with_newline(bytes octets, bytes newline):
+    return _NEWLINE.sub(lambda _: newline, octets)
+
+
 @cython.final
 @cython.internal
 @cython.no_gc
@@ -276,6 +373,13 @@ cdef class _Message:
         self.owner = text
         return 0
 
+    cdef int of_octets(self, text) except -1:
+        self.start = fastsmtp_latin1(text, &self.size)
+        if self.start is NULL:
+            str.encode(text, "latin-1")  # raises
+        self.owner = text
+        return 0
+
     cdef int of_buffer(self, data) except -1:
         try:
             view = memoryview(data)
@@ -306,6 +410,27 @@ cdef class _Message:
         fastsmtp_survey(self.start, self.size, c"\n", normalize, &self.newlines, &self.dots)
         if normalize and self.size and self.start[self.size - 1] == c"\r":
             self.newlines += 1
+
+    cdef bint survey_text(self) noexcept:
+        """Count the newlines to be made CRLF; return whether a line begins with From."""
+        cdef bint from_line
+        if self.size >= LARGE:
+            with nogil:
+                from_line = fastsmtp_survey_text(self.start, self.size, &self.newlines)
+            return from_line
+        return fastsmtp_survey_text(self.start, self.size, &self.newlines)
+
+    cdef unsigned char *put(self, unsigned char *out) noexcept:
+        """Write the message to out, newlines as surveyed; return out's new end."""
+        cdef bint few = self.newlines * 1024 <= self.size
+        if not self.newlines:
+            memcpy(out, self.start, self.size)
+            return out + self.size
+        if self.size < LARGE:
+            return fastsmtp_rewrite(self.start, self.size, few, out, True, False)
+        with nogil:
+            out = fastsmtp_rewrite(self.start, self.size, few, out, True, False)
+        return out
 
     cdef bytes ending(self, bint normalize):
         """Return what ends the data: a CRLF, if the last line has none, and the dot."""
@@ -347,6 +472,193 @@ cdef class _Message:
         else:
             fastsmtp_rewrite(self.start, self.size, few, out, normalize, stuff)
         return result
+
+
+# -- header fields ------------------------------------------------------------
+
+
+def field_line(name, value, Py_ssize_t limit, bytes newline not None, bint folded):
+    """Return a header field as it is written, or None unless that is beyond doubt.
+
+    It is for printable ASCII: words with white space between them, in lines of
+    at most *limit* characters.  With *folded*, the value may be in several
+    lines, each after the first beginning with white space (RFC 5322, section
+    2.2.3).  *newline* is put between lines, and at the end.
+    """
+    cdef Py_ssize_t name_size = 0, size = 0, i, left, skipped, lines
+    cdef const char *label = NULL
+    cdef const char *text = NULL
+    cdef bint visible = False  # whether the character before is
+    if isinstance(name, str) and isinstance(value, str):
+        label = fastsmtp_ascii(name, &name_size)
+        text = fastsmtp_ascii(value, &size)
+    if label is NULL or text is NULL or size == 0 or not _is_visible(text[0]):
+        return None
+    for i in range(name_size):
+        if not _is_visible(label[i]):
+            return None
+    left = limit - name_size - 2
+    skipped = lines = 0
+    i = 0
+    while i < size:
+        if text[i] == c"\r" or text[i] == c"\n":
+            if not folded or not visible or left < 0:
+                return None
+            if text[i] == c"\r":
+                i += 1
+                skipped += 1
+                if i == size or text[i] != c"\n":
+                    return None
+            i += 1
+            if i == size or not (text[i] == c" " or text[i] == c"\t"):
+                return None
+            left = limit
+            skipped += 1
+            lines += 1
+        visible = _is_visible(text[i])
+        if not (visible or text[i] == c" " or text[i] == c"\t"):
+            return None
+        left -= 1
+        i += 1
+    if not visible or left < 0:
+        return None
+    cdef Py_ssize_t newline_size = PyBytes_GET_SIZE(newline)
+    cdef bytes result = PyBytes_FromStringAndSize(
+        NULL, name_size + 2 + size - skipped + (lines + 1) * newline_size
+    )
+    cdef char *out = PyBytes_AS_STRING(result)
+    memcpy(out, label, name_size)
+    out += name_size
+    out[0] = c":"
+    out[1] = c" "
+    out += 2
+    if lines == 0:
+        memcpy(out, text, size)
+        out += size
+    else:
+        for i in range(size):
+            if text[i] == c"\n":
+                memcpy(out, PyBytes_AS_STRING(newline), newline_size)
+                out += newline_size
+            elif text[i] != c"\r":
+                out[0] = text[i]
+                out += 1
+    memcpy(out, PyBytes_AS_STRING(newline), newline_size)
+    return result
+
+
+cdef inline bint _is_visible(char c) noexcept:
+    return c"!" <= c <= c"~"
+
+
+def token_texts(tokens, dict kinds not None):
+    """Return the text of each token of a parsed header, as str() gives it.
+
+    *kinds* says of a token's class where its text is: True, in the tokens it
+    holds; False, in itself as a str.  For other classes it is str().
+    """
+    cdef list texts = []
+    cdef list leaves
+    for token in tokens:
+        leaves = []
+        _add_texts(leaves, token, kinds, 32)
+        texts.append(leaves[0] if len(leaves) == 1 else "".join(leaves))
+    return texts
+
+
+cdef int _add_texts(list leaves, token, dict kinds, int depth) except -1:
+    """Add the texts that a token consists of."""
+    cdef Py_ssize_t i
+    cdef PyObject *held = PyDict_GetItem(kinds, type(token))
+    if held is NULL or not depth:
+        leaves.append(str(token))
+    elif <object>held is False:
+        leaves.append(token)
+    else:
+        for i in range(PyList_GET_SIZE(token)):
+            inner = <object>PyList_GET_ITEM(token, i)
+            _add_texts(leaves, inner, kinds, depth - 1)
+    return 0
+
+
+def plain_addresses(text):
+    """Return the addresses of a header field, or None unless it is one that all read alike.
+
+    It is for a list of ``a@example.org``, ``Ann Example <a@example.org>`` and
+    ``"Example, Ann" <a@example.org>`` with dot-strings, in ASCII, for addresses,
+    and no comments, groups or quoted pairs (RFC 5322, section 3.4).
+    """
+    cdef list found = []
+    cdef Py_ssize_t size, at = 0, start, end
+    cdef Py_UCS4 c
+    cdef bint quoted
+    if not isinstance(text, str):
+        return None
+    size = PyUnicode_GET_LENGTH(text)
+    while True:
+        while at < size and _is_blank(PyUnicode_READ_CHAR(text, at)):
+            at += 1
+        start = at
+        quoted = False
+        if at < size and PyUnicode_READ_CHAR(text, at) == c'"':
+            at += 1
+            while at < size:
+                c = PyUnicode_READ_CHAR(text, at)
+                if c == c'"':
+                    break
+                if c == c"\\" or not _is_phrase(c) and not 32 <= c < 127:
+                    return None
+                at += 1
+            if at == size:
+                return None
+            at += 1
+            quoted = True
+            while at < size and _is_blank(PyUnicode_READ_CHAR(text, at)):
+                at += 1
+        else:
+            while at < size and _is_phrase(PyUnicode_READ_CHAR(text, at)):
+                at += 1
+        if at < size and PyUnicode_READ_CHAR(text, at) == c"<":
+            at += 1
+            start = at
+            while at < size and PyUnicode_READ_CHAR(text, at) != c">":
+                at += 1
+            end = at
+            at += 1
+        elif quoted:
+            return None
+        else:
+            while at < size:
+                c = PyUnicode_READ_CHAR(text, at)
+                if c == c"," or _is_blank(c):
+                    break
+                at += 1
+            end = at
+        address = PyUnicode_Substring(text, start, end)
+        if not _is_plain(address) or "=?" in <str>address:
+            return None
+        found.append(address)
+        while at < size and _is_blank(PyUnicode_READ_CHAR(text, at)):
+            at += 1
+        if at >= size:
+            return found if at == size else None
+        if PyUnicode_READ_CHAR(text, at) != c",":
+            return None
+        at += 1
+
+
+cdef inline bint _is_blank(Py_UCS4 c) noexcept:
+    return c == c" " or c == c"\t" or c == c"\r" or c == c"\n"
+
+
+cdef inline bint _is_phrase(Py_UCS4 c) noexcept:
+    """Whether c may stand in words that are not quoted: no special and no control character."""
+    if c < 128:
+        return (
+            c"a" <= c <= c"z" or c"A" <= c <= c"Z" or c"0" <= c <= c"9"
+            or c == c" " or c == c"\t" or c == c"." or c == c"-" or _is_special(<char>c)
+        )
+    return c >= 0xA0 and not 0xD800 <= c < 0xE000
 
 
 # -- replies ------------------------------------------------------------------
@@ -440,6 +752,27 @@ cdef class ReplyParser:
             if number is None or size < 4 or line[3] != c"-":
                 return (-1 if number is None else number), self.take_text(end)
             self.line = self.searched = end
+
+    def next_replies(self, Py_ssize_t most):
+        """Return a list of the replies that are here: at most *most*, none after a 421.
+
+        Each is as next_reply() gives it.  Raises what that does, if it is the
+        first that is bad.
+        """
+        cdef list replies = []
+        while len(replies) < most:
+            try:
+                parsed = self.next_reply()
+            except SMTPResponseException:
+                if replies:
+                    break
+                raise
+            if parsed is None:
+                break
+            replies.append(parsed)
+            if (<tuple>parsed)[0] == 421:
+                break
+        return replies
 
     @cython.critical_section
     def take_replies(self, tuple codes not None):
@@ -601,7 +934,10 @@ cdef bytes stripped(const char *line, const char *end):
 # -- envelopes ----------------------------------------------------------------
 
 
-def envelope_commands(sender, recipients, mail_parameters="", rcpt_parameters=""):
+def envelope_commands(
+    sender, recipients, mail_parameters="", rcpt_parameters="", mail_verb="MAIL FROM:",
+    rcpt_verb="RCPT TO:",
+):
     """Return MAIL, and RCPT for each recipient, if all addresses are plain, else None.
 
     Plain is what nobody reads in two ways: a dot-string, ``@`` and a domain, in
@@ -611,9 +947,11 @@ def envelope_commands(sender, recipients, mail_parameters="", rcpt_parameters=""
     Raises TypeError for a sender that is no str, ValueError for parameters with
     a control character or outside ASCII.
     """
-    cdef Py_ssize_t size, mail_size, rcpt_size, total
+    cdef Py_ssize_t size, mail_size, rcpt_size, begin_size, next_size, total
     cdef const char *mail = _parameters(mail_parameters, &mail_size)
     cdef const char *rcpt = _parameters(rcpt_parameters, &rcpt_size)
+    cdef const char *begin = _parameters(mail_verb, &begin_size)
+    cdef const char *next_one = _parameters(rcpt_verb, &next_size)
     cdef const char *text
     if not isinstance(sender, str):
         raise TypeError(f"an address must be str, not {type(sender).__name__}")
@@ -623,19 +961,19 @@ def envelope_commands(sender, recipients, mail_parameters="", rcpt_parameters=""
     text = fastsmtp_ascii(sender, &size)
     if text is NULL or (size and not _is_plain(sender)):
         return None
-    total = 14 + size + mail_size
+    total = begin_size + 4 + size + mail_size
     for recipient in copied:
         if not isinstance(recipient, str) or not _is_plain(recipient):
             return None
         fastsmtp_ascii(recipient, &size)
-        total += 12 + size + rcpt_size
+        total += next_size + 4 + size + rcpt_size
     cdef bytes result = PyBytes_FromStringAndSize(NULL, total)
     cdef char *out = PyBytes_AS_STRING(result)
     text = fastsmtp_ascii(sender, &size)
-    out = _put_command(out, b"MAIL FROM:<", 11, text, size, mail, mail_size)
+    out = _put_command(out, begin, begin_size, text, size, mail, mail_size)
     for recipient in copied:
         text = fastsmtp_ascii(recipient, &size)
-        out = _put_command(out, b"RCPT TO:<", 9, text, size, rcpt, rcpt_size)
+        out = _put_command(out, next_one, next_size, text, size, rcpt, rcpt_size)
     return result
 
 
@@ -645,6 +983,8 @@ cdef char *_put_command(
 ) noexcept:
     memcpy(out, verb, verb_size)
     out += verb_size
+    out[0] = c"<"
+    out += 1
     memcpy(out, address, size)
     out += size
     out[0] = c">"

@@ -25,10 +25,21 @@ MAX_REPLY = 1 << 20
 
 _WHITE_SPACE = b" \t\r\n"
 _CODES = {b"%d " % code: code for code in range(200, 600)}
-_PLAIN_ADDRESS = re.compile(
+_ADDRESS = (
     r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
     r"@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*"
 )
+_PLAIN_ADDRESS = re.compile(_ADDRESS)
+_WIDE = "\xa0-\ud7ff\ue000-\U0010ffff"
+_QUOTED = r'"[^"\\\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]*"[ \t\r\n]*'
+_PHRASE = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~ \t.{_WIDE}-]*"
+_MAILBOX = re.compile(
+    rf"[ \t\r\n]*(?:(?:{_QUOTED}|{_PHRASE})<({_ADDRESS})>|({_ADDRESS}))[ \t\r\n]*(,|\Z)"
+)
+_NAME = re.compile("[!-~]+")
+_FOLDED_WORDS = re.compile(r"[!-~]+(?:(?:\r?\n)?[ \t]+[!-~]+)*")
+_FROM_LINE = re.compile("^From ", re.MULTILINE)
+_NEWLINE = re.compile(b"\r\n?|\n")
 _DOT_LINE = re.compile(rb"\n\.")  # bytes.find() and `in` take three times as long
 
 
@@ -86,6 +97,36 @@ def data_payload(
     return len(normal), (_shared(data, octets) if stuffed is octets else stuffed, end)
 
 
+def assemble(pieces: "list[str | bytes]", newline: bytes, mangle_from: bool) -> bytes:
+    """Return the pieces of a message in one, with the newlines of its texts as asked.
+
+    A piece in bytes is taken as it is.  One in str is text, its characters
+    octets in Latin-1: each CR LF, lone CR and lone LF in it becomes *newline*
+    and, with *mangle_from*, each line that begins with ``From `` gets a ``>``
+    before it.  RFC 5322, section 2.1; RFC 4155.
+
+    Raises UnicodeEncodeError for text outside Latin-1, TypeError for a piece of
+    another kind.
+    """
+    return b"".join(
+        [
+            piece if isinstance(piece, bytes) else _lines(piece, newline, mangle_from)
+            for piece in pieces
+        ]
+    )
+
+
+def _lines(text: "Any", newline: bytes, mangle_from: bool) -> bytes:
+    if not isinstance(text, str):
+        raise TypeError(f"a piece must be str or bytes, not {type(text).__name__}")
+    if mangle_from:
+        text = _FROM_LINE.sub(">From ", text)
+    octets = str.encode(text, "latin-1")
+    if newline == b"\r\n":
+        return _crlf(octets)
+    return _NEWLINE.sub(lambda _: newline, octets)
+
+
 def _octets(data: "str | Any") -> bytes:
     if type(data) is bytes:
         return data
@@ -136,6 +177,73 @@ def _stuffed(octets: bytes) -> bytes:
     if _DOT_LINE.search(octets):
         octets = _DOT_LINE.sub(b"\n..", octets)
     return b"." + octets if octets.startswith(b".") else octets
+
+
+# -- header fields ------------------------------------------------------------
+
+
+def field_line(
+    name: "Any", value: "Any", limit: int, newline: bytes, folded: bool
+) -> "bytes | None":
+    """Return a header field as it is written, or None unless that is beyond doubt.
+
+    It is for printable ASCII: words with white space between them, in lines of
+    at most *limit* characters.  With *folded*, the value may be in several
+    lines, each after the first beginning with white space (RFC 5322, section
+    2.2.3).  *newline* is put between lines, and at the end.
+    """
+    if not (isinstance(name, str) and isinstance(value, str)):
+        return None
+    if not (_NAME.fullmatch(name) and _FOLDED_WORDS.fullmatch(value)):
+        return None
+    # Not formatted: a str of another class may have a format of its own.
+    octets = b"%b: %b" % (str.encode(name, "ascii"), str.encode(value, "ascii"))
+    if str.isprintable(value):
+        return octets + newline if len(octets) <= limit else None
+    lines = octets.replace(b"\r", b"").split(b"\n")
+    if (len(lines) > 1 and not folded) or max(map(len, lines)) > limit:
+        return None
+    return newline.join(lines) + newline
+
+
+def token_texts(tokens: "Iterable[Any]", kinds: "dict[type, bool]") -> "list[str]":
+    """Return the text of each token of a parsed header, as str() gives it.
+
+    *kinds* says of a token's class where its text is: True, in the tokens it
+    holds; False, in itself as a str.  For other classes it is str().
+    """
+    return [_token_text(token, kinds, 32) for token in tokens]
+
+
+def _token_text(token: "Any", kinds: "dict[type, bool]", depth: int) -> str:
+    holds_tokens = kinds.get(type(token))
+    if holds_tokens is False:
+        return token  # type: ignore[no-any-return]
+    if holds_tokens is None or not depth:
+        return str(token)
+    return "".join([_token_text(inner, kinds, depth - 1) for inner in token])
+
+
+def plain_addresses(text: "Any") -> "list[str] | None":
+    """Return the addresses of a header field, or None unless it is one that all read alike.
+
+    It is for a list of ``a@example.org``, ``Ann Example <a@example.org>`` and
+    ``"Example, Ann" <a@example.org>`` with dot-strings, in ASCII, for addresses,
+    and no comments, groups or quoted pairs (RFC 5322, section 3.4).
+    """
+    if not isinstance(text, str):
+        return None
+    found: list[str] = []
+    end = 0
+    while mailbox := _MAILBOX.match(text, end):
+        address = mailbox[1] or mailbox[2]
+        if "=?" in address:
+            break
+        found.append(address)
+        end = mailbox.end()
+        if not mailbox[3]:
+            return found
+    return None
 
 
 # -- replies ------------------------------------------------------------------
@@ -214,6 +322,27 @@ class ReplyParser:
                     self._start = end
                     return code, buffer[start + 4 : end].strip(_WHITE_SPACE)
         return self._next_of_any_kind()
+
+    def next_replies(self, most: int) -> "list[tuple[int, bytes]]":
+        """Return a list of the replies that are here: at most *most*, none after a 421.
+
+        Each is as next_reply() gives it.  Raises what that does, if it is the
+        first that is bad.
+        """
+        replies: list[tuple[int, bytes]] = []
+        while len(replies) < most:
+            try:
+                parsed = self.next_reply()
+            except SMTPResponseException:
+                if replies:
+                    break
+                raise
+            if parsed is None:
+                break
+            replies.append(parsed)
+            if parsed[0] == 421:
+                break
+        return replies
 
     def _next_of_any_kind(self) -> "tuple[int, bytes] | None":
         while (end := self._line_end()) >= 0:
@@ -310,6 +439,8 @@ def envelope_commands(
     recipients: "Iterable[Any]",
     mail_parameters: str = "",
     rcpt_parameters: str = "",
+    mail_verb: str = "MAIL FROM:",
+    rcpt_verb: str = "RCPT TO:",
 ) -> "bytes | None":
     """Return MAIL, and RCPT for each recipient, if all addresses are plain, else None.
 
@@ -320,7 +451,7 @@ def envelope_commands(
     Raises TypeError for a sender that is no str, ValueError for parameters with
     a control character or outside ASCII.
     """
-    parameters: tuple[Any, Any] = mail_parameters, rcpt_parameters
+    parameters: tuple[Any, ...] = mail_parameters, rcpt_parameters, mail_verb, rcpt_verb
     for text in parameters:
         if not (isinstance(text, str) and str.isascii(text)):
             raise ValueError(f"parameters are not ASCII text: {text!r}")
@@ -331,13 +462,13 @@ def envelope_commands(
     recipients = list(recipients)
     plain = _PLAIN_ADDRESS.fullmatch
     # Joined, not formatted: members of an enumeration are formatted as their names.
-    commands = ["MAIL FROM:<", sender, ">", mail_parameters, "\r\n"]
+    commands = [mail_verb, "<", sender, ">", mail_parameters, "\r\n"]
     if str.__len__(sender) and not plain(sender):
         return None
     for recipient in recipients:
         if not isinstance(recipient, str) or not plain(recipient):
             return None
-        commands += ("RCPT TO:<", recipient, ">", rcpt_parameters, "\r\n")
+        commands += (rcpt_verb, "<", recipient, ">", rcpt_parameters, "\r\n")
     return "".join(commands).encode("ascii")
 
 

@@ -20,7 +20,7 @@ from email.base64mime import body_encode
 from types import MappingProxyType
 
 from . import auth as _auth
-from . import codec, message, operations
+from . import codec, operations
 from .compat import (
     LocalHostname,
     debug_logger,
@@ -32,6 +32,7 @@ from .compat import (
 )
 from .envelope import (
     Envelope,
+    Flight,
     command_line,
     control_character_error,
     needs_smtputf8,
@@ -51,7 +52,7 @@ from .errors import (
     SMTPSenderRefused,
     SMTPServerDisconnected,
 )
-from .operations import NEED_REPLY, START_TLS, Send
+from .operations import NEED_REPLY, START_TLS, Replies, Send
 from .protocol import parse_extensions
 from .reply import Reply
 from .wire import Wire, is_standard
@@ -789,18 +790,23 @@ class SMTP(_smtplib.SMTP):
         self.ehlo_or_helo_if_needed()
         options = self._mail_options(size, mail_options)
         encoding = self._encoding(options) if mail_options else "ascii"
-        envelope = Envelope(
-            from_addr,
-            recipients,
-            options,
-            rcpt_options if self.does_esmtp else (),
-            utf8=encoding == "utf-8",
-            verbs=_VERBS,
-            quote=None if _api.quoteaddr is quoteaddr else _api.quoteaddr,
-        )
-        if self._is_unobserved():
+        unobserved = self._is_unobserved()
+        pipelining = unobserved and self.pipelining and "pipelining" in self.esmtp_features
+        envelope: Any = None
+        if pipelining and not (mail_options or rcpt_options):
+            envelope = _flight(from_addr, recipients, options)
+        if envelope is None:
+            envelope = Envelope(
+                from_addr,
+                recipients,
+                options,
+                rcpt_options if self.does_esmtp else (),
+                utf8=encoding == "utf-8",
+                verbs=_VERBS,
+                quote=None if _api.quoteaddr is quoteaddr else _api.quoteaddr,
+            )
+        if unobserved:
             self.command_encoding = encoding
-            pipelining = self.pipelining and self.has_extn("pipelining")
             outcome = self._run(
                 operations.send(envelope, payload, pipelining=pipelining, lmtp=self._lmtp)
             )
@@ -862,6 +868,8 @@ class SMTP(_smtplib.SMTP):
         self, outcome: "operations.Outcome", from_addr: str, recipients: "list[str]"
     ) -> "dict[str, ReplyTuple]":
         """Return the refused recipients of a transaction, or raise what it came to."""
+        if outcome.delivered and outcome.accepted == len(recipients) and not self._lmtp:
+            return {}
         if outcome.mail.code != 250:
             raise SMTPSenderRefused(outcome.mail.code, outcome.mail.text, from_addr)
         refused: dict[str, ReplyTuple] = {}
@@ -906,6 +914,8 @@ class SMTP(_smtplib.SMTP):
         Raises ValueError if there are several ``Resent-`` blocks, or no sender;
         SMTPNotSupportedError if SMTPUTF8 is needed and not offered.
         """
+        from . import message  # most of the email package, which a program may not need
+
         self.ehlo_or_helo_if_needed()
         if to_addrs is not None and not isinstance(to_addrs, str):
             to_addrs = list(to_addrs)
@@ -920,7 +930,7 @@ class SMTP(_smtplib.SMTP):
                     "SMTPUTF8 capability"
                 )
             mail_options = (*mail_options, "SMTPUTF8", "BODY=8BITMIME")
-        flat = message.serialize(msg, utf8=utf8)
+        flat = message.wire_form(msg, utf8=utf8)
         return self.sendmail(sender, recipients, flat, mail_options, rcpt_options)
 
     # -- drivers of operations --
@@ -943,7 +953,8 @@ class SMTP(_smtplib.SMTP):
         wire = self._open_wire()
         self._check_in_step()
         wire.session.parser.max_line = _api._MAXLINE
-        reply = error = None
+        reply: Any = None
+        error: Any = None
         try:
             while True:
                 effect = operation.send(reply) if error is None else operation.throw(error)
@@ -951,6 +962,8 @@ class SMTP(_smtplib.SMTP):
                 try:
                     if effect is NEED_REPLY:
                         reply = wire.read_reply()
+                    elif type(effect) is Replies:
+                        reply = wire.read_replies(effect.most)
                     else:
                         wire.session.check_in_step()
                         for buffer in effect.buffers:
@@ -1000,6 +1013,15 @@ _HOOKS = frozenset(
 )  # fmt: skip
 _hooks = operator.attrgetter(*sorted(_HOOKS))
 SMTP._own_hooks = _hooks(SMTP)
+
+
+def _flight(sender: str, recipients: "list[str]", options: "Sequence[str]") -> "Flight | None":
+    """Return the envelope if all its addresses are plain, and written by us."""
+    if _api.quoteaddr is not quoteaddr or not isinstance(sender, str):
+        return None
+    parameters = " " + " ".join(options) if options else ""
+    commands = codec.envelope_commands(sender, recipients, parameters, "", _VERBS.mail, _VERBS.rcpt)
+    return None if commands is None else Flight(commands, len(recipients), _VERBS)
 
 
 def _tls_context(

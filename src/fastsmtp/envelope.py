@@ -82,6 +82,22 @@ class Envelope:
         """MAIL, all RCPTs and DATA in one."""
         return b"".join((self.mail, *self.rcpts, self.verbs.data))
 
+    @property
+    def count(self) -> int:
+        """How many recipients there are."""
+        return len(self.rcpts)
+
+
+class Flight:
+    """An envelope whose commands are there in one only: *commands* are MAIL and the RCPTs."""
+
+    __slots__ = ("count", "flight", "verbs")
+
+    def __init__(self, commands: bytes, count: int, verbs: Verbs) -> None:
+        self.flight = commands + verbs.data
+        self.count = count
+        self.verbs = verbs
+
 
 def _parameters(options: "Sequence[str]") -> str:
     return " " + " ".join(options) if options else ""

@@ -1,11 +1,10 @@
 """From an email.message.Message to an envelope's addresses and to bytes."""
 
-import copy
-import io
-from email.generator import BytesGenerator
 from email.utils import formataddr, getaddresses
 
+from . import codec
 from .envelope import ascii_domain, needs_smtputf8
+from .serializer import first_values, serialize_edited
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
 
     AnyMessage = Message[Any, Any]
 
+_NOT_SENT = ("bcc", "resent-bcc")
 _ADDRESS_FIELDS = ("from", "sender", "reply-to", "to", "cc")
 
 
@@ -33,21 +33,57 @@ def envelope_addresses(
     if len(resent) > 1:
         raise ValueError("message has more than one 'Resent-' header block")
     prefix = "Resent-" if resent else ""
+    addresses = _Addresses(message)
     if from_addr is None:
-        sender = message[prefix + "Sender"]
-        if sender is None:
-            sender = message[prefix + "From"]
-        senders = [] if sender is None else getaddresses([sender])
+        senders = addresses.of(prefix + ("Sender" if addresses.has(prefix + "Sender") else "From"))
         if not senders:
             raise ValueError(f"message has no {prefix}Sender and no {prefix}From field")
-        from_addr = senders[0][1]
+        from_addr = senders[0]
     if to_addrs is None:
-        fields = (message[prefix + name] for name in ("To", "Bcc", "Cc"))
-        to_addrs = [pair[1] for pair in getaddresses([f for f in fields if f is not None])]
+        to_addrs = addresses.of(prefix + "To", prefix + "Bcc", prefix + "Cc")
     return from_addr, to_addrs
 
 
-def serialize(message: "AnyMessage", *, utf8: bool = False, seven_bit: bool = False) -> bytes:
+class _Addresses:
+    """The addresses in a message's fields."""
+
+    __slots__ = ("_message", "_values")
+
+    def __init__(self, message: "AnyMessage") -> None:
+        self._message = message
+        self._values = first_values(message)
+
+    def has(self, name: str) -> bool:
+        """Say whether there is such a field."""
+        if self._values is None:
+            return self._message[name] is not None
+        return self._values.get(name.lower()) is not None
+
+    def of(self, *names: str) -> "list[str]":
+        """Return the addresses of fields, in order; those that are not there have none."""
+        found = self._plain(names)
+        if found is None:
+            fields = [self._message[name] for name in names]
+            pairs = getaddresses([field for field in fields if field is not None])
+            found = [address for _, address in pairs]
+        return found
+
+    def _plain(self, names: "tuple[str, ...]") -> "list[str] | None":
+        """Return them if they can be read off the fields as they stand."""
+        if self._values is None:
+            return None
+        found = []
+        for name in names:
+            value = self._values.get(name.lower())
+            if value is not None:
+                addresses = codec.plain_addresses(value)
+                if addresses is None:
+                    return None
+                found += addresses
+        return found
+
+
+def wire_form(message: "AnyMessage", *, utf8: bool = False, seven_bit: bool = False) -> bytes:
     """Return a message as it is sent: CRLF newlines, no Bcc and no Resent-Bcc field.
 
     With *utf8* the header is written in UTF-8 (RFC 6532).  With *seven_bit*
@@ -55,31 +91,23 @@ def serialize(message: "AnyMessage", *, utf8: bool = False, seven_bit: bool = Fa
     (RFC 6152).  The message itself is not changed.  Raises what
     email.generator.BytesGenerator does.
     """
-    outgoing = copy.copy(message)
-    del outgoing["Bcc"]  # this also gives the copy a field list of its own
-    del outgoing["Resent-Bcc"]
-    changes: dict[str, Any] = {"cte_type": "7bit"} if seven_bit else {}
-    if utf8:
-        changes["utf8"] = True
-    else:
-        _write_domains_in_ascii(outgoing)
-    policy = message.policy.clone(**changes) if changes else None
-    with io.BytesIO() as buffer:
-        BytesGenerator(buffer, policy=policy).flatten(outgoing, linesep="\r\n")
-        return buffer.getvalue()
+
+    def edit(fields: "list[tuple[str, Any]]") -> "list[tuple[str, Any]]":
+        kept = [field for field in fields if field[0].lower() not in _NOT_SENT]
+        if utf8:
+            return kept
+        return [
+            field if isinstance(field[1], str) and field[1].isascii() else _changed(message, *field)
+            for field in kept
+        ]
+
+    return serialize_edited(message, edit, utf8=utf8, seven_bit=seven_bit)
 
 
-def _write_domains_in_ascii(outgoing: "AnyMessage") -> None:
-    """Give address fields their domains' ASCII form, so that no UTF-8 header is needed."""
-    fields = [(name, value, _in_ascii(name, value)) for name, value in outgoing.raw_items()]
-    if any(written is not None for _, _, written in fields):
-        for name, _, _ in fields:
-            del outgoing[name]
-        for name, value, written in fields:
-            if written is None:
-                outgoing.set_raw(name, value)
-            else:
-                outgoing[name] = written
+def _changed(message: "AnyMessage", name: str, value: "Any") -> "tuple[str, Any]":
+    """Return a field with its domains in ASCII, so that no UTF-8 header is needed."""
+    written = _in_ascii(name, value)
+    return (name, value) if written is None else message.policy.header_store_parse(name, written)
 
 
 def _in_ascii(name: str, value: "Any") -> "str | None":

@@ -1,9 +1,10 @@
 """What a client does, as generators: greet, starttls, login, send, quit.
 
-An operation yields what it needs: a Send, NEED_REPLY, or START_TLS.  The
-driver does that, on whatever it has for a connection, and resumes it with the
-reply after NEED_REPLY, with None otherwise.  A driver that fails throws the
-exception into the operation, which may know better than to let it pass.
+An operation yields what it needs: a Send, NEED_REPLY, Replies, or START_TLS.
+The driver does that, on whatever it has for a connection, and resumes it with
+the reply after NEED_REPLY, a list after Replies, with None otherwise.  A driver
+that fails throws the exception into the operation, which may know better than
+to let it pass.
 """
 
 from . import codec
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from .auth import Responder
-    from .envelope import Envelope
+    from .envelope import Envelope, Flight
     from .reply import Reply
 
     T = TypeVar("T")
@@ -44,6 +45,15 @@ class Send:
         self.buffers = buffers
         self.replies = replies
         self.verb = verb
+
+
+class Replies:
+    """Read the replies that are there: one at least, *most* at most, and none after a 421."""
+
+    __slots__ = ("most",)
+
+    def __init__(self, most: int) -> None:
+        self.most = most
 
 
 class Signal:
@@ -267,6 +277,20 @@ class Outcome:
         if reply.code in ACCEPTED and self.mail.code == 250:
             self.accepted += 1
 
+    def take_flight(self, replies: "list[Reply]", count: int) -> None:
+        """Take the next replies to a flight: to MAIL, RCPT for *count* recipients, and DATA."""
+        rest = replies
+        if not hasattr(self, "mail"):
+            self.take_mail(rest[0])
+            rest = rest[1:]
+        rcpts = rest[: count - len(self.rcpts)]
+        self.rcpts += rcpts
+        if self.mail.code == 250:
+            self.accepted += sum([reply[0] in ACCEPTED for reply in rcpts])
+        if len(rest) > len(rcpts):
+            self.data = rest[-1]
+        self.last = replies[-1]
+
     def take_data(self, reply: "Reply") -> None:
         """Take the reply to DATA."""
         self.data = self.last = reply
@@ -285,7 +309,7 @@ class Outcome:
 
 
 def send(
-    envelope: "Envelope",
+    envelope: "Envelope | Flight",
     payload: "Sequence[Buffer]",
     *,
     pipelining: bool = False,
@@ -309,7 +333,7 @@ def send(
 
 
 def _in_steps(
-    envelope: "Envelope", payload: "Sequence[Buffer]", lmtp: bool, outcome: Outcome
+    envelope: "Any", payload: "Sequence[Buffer]", lmtp: bool, outcome: Outcome
 ) -> "Operation[Outcome]":
     outcome.take_mail((yield from command(envelope.mail, "MAIL")))
     if outcome.mail.code == 250:
@@ -324,22 +348,22 @@ def _in_steps(
 
 
 def _in_a_flight(
-    envelope: "Envelope", payload: "Sequence[Buffer]", lmtp: bool, outcome: Outcome
+    envelope: "Envelope | Flight", payload: "Sequence[Buffer]", lmtp: bool, outcome: Outcome
 ) -> "Operation[Outcome]":
-    yield Send((envelope.flight,), len(envelope.rcpts) + 2, "MAIL")
-    outcome.take_mail((yield NEED_REPLY))
-    for _ in envelope.rcpts:
+    left = envelope.count + 2
+    yield Send((envelope.flight,), left, "MAIL")
+    while left:
+        replies: list[Reply] = yield Replies(left)
+        outcome.take_flight(replies, envelope.count)
         if outcome.closing:
             return outcome
-        outcome.take_rcpt((yield NEED_REPLY))
-    if not outcome.closing:
-        outcome.take_data((yield NEED_REPLY))
-        yield from _finish(outcome, envelope, payload, lmtp)
+        left -= len(replies)
+    yield from _finish(outcome, envelope, payload, lmtp)
     return outcome
 
 
 def _finish(
-    outcome: Outcome, envelope: "Envelope", payload: "Sequence[Buffer]", lmtp: bool
+    outcome: Outcome, envelope: "Envelope | Flight", payload: "Sequence[Buffer]", lmtp: bool
 ) -> "Operation[None]":
     """Send the message if DATA was taken, and RSET if the message was not."""
     if outcome.data is not None and outcome.data.code == 354:
@@ -374,7 +398,7 @@ def finish_without_data(outcome: Outcome, lmtp: bool) -> "Operation[None]":
         outcome.last = reply
 
 
-def _reset(envelope: "Envelope", outcome: Outcome) -> "Operation[None]":
+def _reset(envelope: "Envelope | Flight", outcome: Outcome) -> "Operation[None]":
     try:
         reply = yield from command(envelope.verbs.rset, "RSET")
     except SMTPServerDisconnected:

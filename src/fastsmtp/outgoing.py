@@ -6,7 +6,7 @@ from email.message import Message as EmailMessage
 from . import codec
 from .envelope import VERBS, Envelope, command_line, needs_smtputf8, path
 from .errors import SMTPNotSupportedError
-from .message import envelope_addresses, serialize
+from .message import envelope_addresses, wire_form
 from .options import NO_OPTIONS, Recipient, check_supported, parameters_of, size_limit
 from .transactions import Transaction
 
@@ -99,7 +99,7 @@ class _Serialized(Message):
         self.content = message
 
     def octets(self, seven_bit: bool) -> "Buffer | str":
-        return serialize(self.content, utf8=self.needs_smtputf8, seven_bit=seven_bit)
+        return wire_form(self.content, utf8=self.needs_smtputf8, seven_bit=seven_bit)
 
 
 def outgoing(message: "Message | AnyMessage") -> Message:

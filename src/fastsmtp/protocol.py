@@ -55,6 +55,17 @@ class Session:
             return None
         return self.took(parsed)
 
+    def next_replies(self, most: int) -> "list[Reply]":
+        """Return the replies that are here: at most *most*, none after a 421.
+
+        Raises what ReplyParser.next_reply() raises.
+        """
+        replies = [_new_reply(Reply, parsed) for parsed in self.parser.next_replies(most)]
+        if replies:
+            self.owed = max(0, self.owed - len(replies))
+            self.last_reply = replies[-1]
+        return replies
+
     def took(self, parsed: "tuple[int, bytes]") -> Reply:
         """Count a reply as taken, and return it."""
         if self.owed:

@@ -99,21 +99,29 @@ class Wire:
         Raises SMTPServerDisconnected at the end of the stream, what the
         session raises, and OSError.
         """
+        reply = self.read_replies(1)[0]
+        if self.broken and self._message and reply.code < 400:
+            raise SMTPServerDisconnected("Server not connected")
+        return reply
+
+    def read_replies(self, most: int) -> "list[Reply]":
+        """Return the replies that are here: at most *most*, none after a 421; wait for the first.
+
+        Raises what read_reply() does.
+        """
         if self._early:
-            return self._early.popleft()
+            return [self._early.popleft()]
         session = self.session
-        reply = session.next_reply()
-        while reply is None:
+        replies = session.next_replies(most)
+        while not replies:
             if self.broken:
                 raise SMTPServerDisconnected("Server not connected")
             data = self.sock.recv(_RECEIVE)
             session.receive(data)
-            reply = session.next_reply()
-            if reply is None and not data:
+            replies = session.next_replies(most)
+            if not (replies or data):
                 raise SMTPServerDisconnected("Connection unexpectedly closed")
-        if self.broken and self._message and reply.code < 400:
-            raise SMTPServerDisconnected("Server not connected")
-        return reply
+        return replies
 
     def read_reply_by_lines(
         self, parser: "ReplyParser", observe: "Callable[[bytes], None]"

@@ -28,7 +28,7 @@ from .exits import (
 )
 from .results import Earlier, Results, delivery_record, open_results, read, unsent_record
 from .screen import Tally, closing, progress
-from .sources import Entry, Letter, Source, find, open_letter
+from .sources import Item, Letter, Source, find
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ..outgoing import Message
 
 _ENVELOPE = "Envelope"
+_MERGE = "Mail merge"
 _ACCOUNT = "Account of the run"
 _REQUESTS = "Asked of the server"
 
@@ -61,7 +62,7 @@ Exit status: 0 all accepted (or nothing to send); 1 some not; 2 usage;
 trouble that may pass: try later; 76 TLS failed; 77 authentication failed;
 130 Ctrl-C.""",
 )
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("sources", nargs=-1, metavar="SOURCE...")
 @option(
     _ENVELOPE,
     "--from",
@@ -89,6 +90,41 @@ trouble that may pass: try later; 76 TLS failed; 77 authentication failed;
     "--dry-run",
     is_flag=True,
     help="Read everything, show what would be sent to whom, and send nothing.",
+)
+@option(
+    _MERGE,
+    "--template",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="An .eml file with {{name}} where a value goes. Instead of SOURCE, with --data.",
+)
+@option(
+    _MERGE,
+    "--data",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="A message for each row of this .csv file, whose first row has the names, or for each "
+    'object of this .jsonl file. "-" is stdin.',
+)
+@option(
+    _MERGE,
+    "--data-format",
+    type=click.Choice(["csv", "jsonl"]),
+    help="What FILE is, where its name does not tell.",
+)
+@option(
+    _MERGE,
+    "--id-column",
+    metavar="NAME",
+    help="The column that has the messages' ids for --results and --resume. Default: FILE:LINE.",
+)
+@option(_MERGE, "--ignore-columns", is_flag=True, help="Let FILE have columns that nothing uses.")
+@option(
+    _MERGE,
+    "--preview",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Show the first N messages, and send nothing.",
 )
 @option(
     _ACCOUNT,
@@ -159,13 +195,17 @@ def command(ctx: click.Context, /, connection: Connection, **given: Any) -> None
 
     SOURCE is an .eml file, a folder of .eml files, a Maildir, an mbox, or "-"
     for one message on stdin. Envelopes come from the headers; Bcc is used and
-    not sent.
+    not sent. Or --template and --data make a message for each row of a file.
     """
     options = _options(given)
-    sources = find(given["sources"])
     sender = given["sender"]
     if sender == "<>":
         sender = ""
+    sources = _sources(ctx, given)
+    if given["preview"] is not None:
+        from .preview import show
+
+        ctx.exit(show(sources[0], given["preview"], sender))
     run = Run(
         connection,
         sources,
@@ -180,6 +220,46 @@ def command(ctx: click.Context, /, connection: Connection, **given: Any) -> None
     if given["dry_run"]:
         ctx.exit(run.rehearse(_earlier(resume, may_be_missing=results in (None, resume))))
     ctx.exit(run.send(options, results, resume, given["overwrite"]))
+
+
+def _sources(ctx: click.Context, given: dict[str, Any]) -> list[Source]:
+    """Return what the messages come from.  Raises Failure, or click.UsageError."""
+    template, data = given["template"], given["data"]
+    if template is None and data is None:
+        for name in ("data_format", "id_column", "ignore_columns", "preview"):
+            if given[name]:
+                raise click.UsageError(f"--{name.replace('_', '-')} needs --template and --data")
+        if not given["sources"]:
+            raise click.UsageError("Missing argument 'SOURCE...', or --template and --data.")
+        return find(given["sources"])
+    if template is None or data is None:
+        one, other = ("--data", "--template") if template is None else ("--template", "--data")
+        raise click.UsageError(f"{one} needs {other}")
+    if given["sources"]:
+        raise click.UsageError("--template and SOURCE exclude each other")
+    if given["recipients"]:
+        raise click.UsageError(
+            "--template and --to exclude each other: the letter's To, Cc and Bcc count"
+        )
+    if given["preview"] and given["dry_run"]:
+        raise click.UsageError("--preview and --dry-run exclude each other")
+    return [_merge(ctx, template, data, given)]
+
+
+def _merge(ctx: click.Context, template: str, data: str, given: dict[str, Any]) -> Source:
+    from .merge import Merge, read_template
+    from .rows import open_table
+
+    compiled = read_template(template)
+    table = open_table(data, given["data_format"])
+    ctx.call_on_close(table.close)
+    return Merge(
+        compiled,
+        table,
+        name=template,
+        id_column=given["id_column"],
+        ignore=given["ignore_columns"],
+    ).source()
 
 
 def _options(given: dict[str, Any]) -> "Options | None":
@@ -306,7 +386,7 @@ class Run:
         except Failure as failure:
             self._failure = self._failure or failure
 
-    def _letters(self) -> Iterator[tuple[Entry, Letter]]:
+    def _letters(self) -> Iterator[tuple[Item, Letter]]:
         """Yield what is to be sent, count what is left out, and note what cannot be read."""
         tally = self._tally
         for source in self._sources:
@@ -323,12 +403,12 @@ class Run:
                         tally.taken += 1
                         yield entry, letter
 
-    def _letter(self, entry: Entry) -> Letter | None:
+    def _letter(self, entry: Item) -> Letter | None:
         """Return what is to be sent of a message, None if nothing is."""
         if entry.id in self._earlier.done:
             self._tally.skipped += 1
             return None
-        letter = open_letter(entry.read(), self._sender, self._recipients)
+        letter = entry.letter(self._sender, self._recipients)
         remaining = self._earlier.remaining(entry.id, letter.recipients, self._resend_unknown)
         if self._earlier.is_unknown(entry.id) and not self._resend_unknown:
             self._left_unknown += 1
@@ -337,16 +417,17 @@ class Run:
             return None
         return letter._replace(recipients=remaining)
 
-    def _cannot_send(self, entry: Entry, error: Exception) -> None:
+    def _cannot_send(self, entry: Item, error: Exception) -> None:
         text = describe(error)
+        told = entry.told(text)
         if self._tally.counts["not_sent"] < LISTED:
             # Not click.echo: it goes around what keeps the bar and the lines apart.
-            print(f"Cannot be sent: {printable(entry.id)}: {text}", file=sys.stderr)
+            print(f"Cannot be sent: {printable(entry.id)}: {told}", file=sys.stderr)
         self._for_good = True
         self._tally.taken += 1
         self._tally.count("not_sent", text)
         if self._results is not None:
-            self._results.add(unsent_record(entry.id, self._recipients or (), text))
+            self._results.add(unsent_record(entry.id, self._recipients or (), told))
 
     def _take(self, delivery: "Delivery", mailer: "Mailer") -> None:
         """Account for a message that has its result."""
@@ -445,18 +526,18 @@ class Run:
 
 
 class _Later:
-    """The content of a large message, read again when its turn comes.
+    """The content of a large message, read or made again when its turn comes.
 
     The Mailer holds dozens of messages that wait: large ones would fill the memory.
     """
 
-    def __init__(self, entry: Entry, letter: Letter) -> None:
+    def __init__(self, entry: Item, letter: Letter) -> None:
         self._entry = entry
         self._sender, self._recipients = letter.sender, letter.recipients
 
     def read(self) -> bytes:
         """Return the content.  Raises OSError if the file is not there any more."""
-        return open_letter(self._entry.read(), self._sender, self._recipients).content
+        return self._entry.letter(self._sender, self._recipients).content
 
 
 def _count(count: int, thing: str) -> str:

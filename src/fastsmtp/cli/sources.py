@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from email.message import Message
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ..message import envelope_addresses
 from .exits import NO_INPUT, Failure
@@ -37,11 +37,37 @@ _ADDRESSES = re.compile(
 _BLIND_COPIES = re.compile(_FIELD % rb"(?:resent-)?bcc", re.IGNORECASE | re.MULTILINE)
 
 
+class Item(Protocol):
+    """What a source yields: a message that is made when it is asked for."""
+
+    @property
+    def id(self) -> str: ...
+
+    def told(self, reason: str) -> str:
+        """Return why it cannot be sent, with the place where it is if the id does not tell."""
+        ...
+
+    def letter(self, sender: str | None, recipients: list[str] | None) -> "Letter":
+        """Return the message; *sender* and *recipients* go before what its header says.
+
+        Raises ValueError for what cannot be sent, OSError for what cannot be read.
+        """
+        ...
+
+
 class Entry(NamedTuple):
     """A message that a source has: its id, and what reads it (which may raise OSError)."""
 
     id: str
     read: Callable[[], bytes]
+
+    def told(self, reason: str) -> str:
+        """Return why it cannot be sent."""
+        return reason
+
+    def letter(self, sender: str | None, recipients: list[str] | None) -> "Letter":
+        """Return the message as open_letter() does."""
+        return open_letter(self.read(), sender, recipients)
 
 
 @dataclass(frozen=True)
@@ -54,7 +80,7 @@ class Source:
 
     name: str
     count: Callable[[], int | None]
-    entries: Callable[[], Iterator[Entry]]
+    entries: Callable[[], Iterator[Item]]
 
 
 def find(arguments: Iterable[str]) -> list[Source]:

@@ -8,10 +8,12 @@ times the examples.
 
 from __future__ import annotations
 
+import copy
 import email
 import email.charset
 import email.errors
 import email.policy
+import functools
 import io
 import itertools
 import json
@@ -62,15 +64,17 @@ def examples(number):
     )
 
 
-CORE = ("compat32", "default", "SMTP", "refold all", "SMTPUTF8")
+CORE = ("compat32", "default", "refold all")
 
 
 def spread(cases, one_in, turn, core=()):
-    """Return every so manieth case, others at another turn; all where more examples are asked for."""
+    """Return one of so many cases, others at another turn; all if more examples are asked for."""
     cases = list(cases)
     if TIMES > 1 or turn in core:
         return cases
-    return cases[zlib.crc32(repr(turn).encode()) % one_in :: one_in]
+    # An address in it is another at each run.
+    start = zlib.crc32(re.sub("0x[0-9a-f]+", "", repr(turn)).encode())
+    return cases[start % one_in :: one_in]
 
 
 # -- how the two are compared -------------------------------------------------
@@ -359,7 +363,7 @@ VALUES = [*PLAIN, *CONTROLS, *NEWLINES, *ENCODED, *ESCAPED, *LONG, *SYNTAX]
 @pytest.mark.parametrize("policy", ALL_POLICIES)
 @pytest.mark.parametrize("name", ["Subject", "To", "X-Y"])
 def test_a_value_as_it_stands_in_the_source(policy, name):
-    for value in spread(VALUES, 4, policy, CORE):
+    for value in spread(VALUES, 6, (policy, name), [(core, name) for core in CORE]):
         check(with_field(name, value, ALL_POLICIES[policy]))
 
 
@@ -397,15 +401,17 @@ def near(limit, name):
         yield "x" * size + "\n " + "y" * 20
 
 
-@pytest.mark.parametrize("limit", [30, 40, 78, 998])
-@pytest.mark.parametrize("name", ["X", "Subject", "To"])
+@pytest.mark.parametrize(
+    ("limit", "name"),
+    # Of addresses as long as 998 the email package's parser takes its time.
+    [*itertools.product([30, 40, 78], ["X", "Subject", "To"]), (998, "X"), (998, "Subject")],
+)
 def test_values_of_about_the_longest_line(limit, name):
-    # Where there are many words the email package takes its time.
     values = [value for value in near(limit, name) if limit < 100 or len(value.split()) < 9]
     if limit > 100:
         values = [value for value in values if not re.search("[^\\w ]", value)]
     for kind in ("compat32", "default", "SMTPUTF8", "refold none", "refold all", "default 7bit"):
-        for value in spread(values, 6 if limit == 78 else 12, (kind, name)):
+        for value in spread(values, 8 if limit == 78 else 16, (kind, name, limit)):
             check(with_field(name, value, POLICIES[kind].clone(max_line_length=limit)))
 
 
@@ -559,10 +565,9 @@ ODD_NAMES = [
 
 @pytest.mark.parametrize("policy", ALL_POLICIES)
 def test_odd_names(policy):
-    policy = ALL_POLICIES[policy]
-    for name in ODD_NAMES:
-        for value in ("a", WORDS * 3, "é", "\udce9", "multipart/mixed; boundary=b", ""):
-            check(with_field(name, value), policy=policy)
+    values = ("a", WORDS * 3, "é", "\udce9", "multipart/mixed; boundary=b", "")
+    for name, value in spread(itertools.product(ODD_NAMES, values), 3, policy, CORE):
+        check(with_field(name, value), policy=ALL_POLICIES[policy])
 
 
 LATE = datetime(2026, 2, 3, 4, 5, 6, tzinfo=timezone.utc)
@@ -824,7 +829,7 @@ def with_payload(fields, payload, policy=compat32):
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("policy", ["compat32", "default"])
 def test_payloads(options, policy):
-    for fields, payload in spread(itertools.product(KINDS, PAYLOADS), 5, (policy, options)):
+    for fields, payload in spread(itertools.product(KINDS, PAYLOADS), 8, (policy, options)):
         held = payload.copy() if isinstance(payload, list) else payload
         check(with_payload(fields, held, POLICIES[policy]), **options)
 
@@ -912,7 +917,7 @@ BOUNDARIES = [
 )
 def test_boundaries(options):
     cases = itertools.product(BOUNDARIES, ("mixed", "signed", "x y", ""), (compat32, default))
-    for (parameter, _), kind, policy in spread(cases, 5, options):
+    for (parameter, _), kind, policy in spread(cases, 9, options):
         fields = (f"Content-Type: multipart/{kind}; {parameter}", "Subject: x")
         part = with_payload(KINDS[1], "a\n--b\nc\n")
         check(with_payload(fields, [part], policy), **options)
@@ -1295,7 +1300,7 @@ def test_classes_that_override(kind):
         yield [MIMEText("From a\n"), kind()]
 
     contents = ["text/plain", "multipart/mixed; boundary=b", "multipart/mixed", "message/rfc822"]
-    for options, content in spread(itertools.product(OPTIONS, contents), 4, kind.__name__):
+    for options, content in spread(itertools.product(OPTIONS, contents), 6, kind.__name__):
         for payload in payloads():
             check(kind(payload, kind=content), **options)
             check(kind(payload, policy=default, kind=content), **options)
@@ -1415,11 +1420,16 @@ def built():
     yield part
 
 
+@functools.cache
+def all_built():
+    return list(built())
+
+
 @pytest.mark.parametrize("policy", [None, *ALL_POLICIES])
 def test_built_messages(policy):
     for linesep in ("\r\n", None):
-        for message in spread(built(), 11, (policy, linesep)):
-            check(message, policy=ALL_POLICIES.get(policy), linesep=linesep)
+        for message in spread(all_built(), 11, (policy, linesep)):
+            check(copy.deepcopy(message), policy=ALL_POLICIES.get(policy), linesep=linesep)
 
 
 def text_of(*fragments, **options):
@@ -1628,14 +1638,14 @@ TREES = with_fields(
 
 
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
-@examples(250)
+@examples(180)
 @given(message=TREES, options=ANY_OPTIONS)
 def test_any_tree(message, options):
     check(message, **options)
 
 
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
-@examples(250)
+@examples(180)
 @given(
     name=FIELD_NAMES | st.sampled_from([name for name in ODD_NAMES if isinstance(name, str)]),
     value=FIELD_VALUES,
@@ -1659,7 +1669,7 @@ LONG_VALUES = st.lists(
 
 
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
-@examples(250)
+@examples(180)
 @given(
     name=FIELD_NAMES,
     value=LONG_VALUES,
@@ -1783,7 +1793,7 @@ def parsed(source, policy):
 
 
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
-@examples(300)
+@examples(180)
 @given(source=SOURCES, newline=SOURCE_NEWLINES, policy=ANY_POLICY, options=ANY_OPTIONS)
 @example(source=EIGHT_BIT, newline=b"\n", policy=compat32, options={"policy": default})
 def test_any_received_message(source, newline, policy, options):
@@ -1835,11 +1845,9 @@ def test_the_messages_of_cpython(policy):
     ]
     for number, file in enumerate(files):
         source = file.read_bytes()
-        for which in range(3):
+        for which in range(2):
             other = others[(number + which * 2) % len(others)]
-            check(
-                parsed(source, POLICIES[policy]), policy=other, linesep=(None, "\r\n", "\n")[which]
-            )
+            check(parsed(source, POLICIES[policy]), policy=other, linesep=(None, "\r\n")[which])
 
 
 CPYTHON_SUITES = [
@@ -2017,7 +2025,7 @@ def rewritten(payload, linesep, mangle):
 def test_newlines_at_every_place_of_a_cut(pattern, linesep):
     head = linesep.encode()
     for offset in range(len(pattern)):
-        payload = "y" * offset + pattern * (MIB // 2 // len(pattern))
+        payload = "y" * offset + pattern * (MIB * 3 // 8 // len(pattern))
         for mangle in (offset % 2 == 0,):
             body = rewritten(payload, linesep, mangle)
             options = {"linesep": linesep, "mangle_from_": mangle}

@@ -24,7 +24,7 @@ from libc.string cimport memchr, memcpy, memmove
 import binascii
 import hmac
 import re
-from smtplib import SMTPResponseException
+from smtplib import SMTPException, SMTPResponseException
 
 from .errors import SMTPProtocolError
 
@@ -494,9 +494,8 @@ def field_line(name, value, Py_ssize_t limit, bytes newline not None, bint folde
         text = fastsmtp_ascii(value, &size)
     if label is NULL or text is NULL or size == 0 or not _is_visible(text[0]):
         return None
-    for i in range(name_size):
-        if not _is_visible(label[i]):
-            return None
+    if not _all_visible(label, name_size):
+        return None
     left = limit - name_size - 2
     skipped = lines = 0
     i = 0
@@ -551,34 +550,137 @@ cdef inline bint _is_visible(char c) noexcept:
     return c"!" <= c <= c"~"
 
 
-def token_texts(tokens, dict kinds not None):
-    """Return the text of each token of a parsed header, as str() gives it.
+def first_values(list fields not None):
+    """Return fields' first values by their names in lower case, and whether all are ASCII text.
 
-    *kinds* says of a token's class where its text is: True, in the tokens it
-    holds; False, in itself as a str.  For other classes it is str().
+    *fields* is a list of names and values.
     """
-    cdef list texts = []
-    cdef list leaves
+    cdef dict values = {}
+    cdef bint is_ascii = True
+    cdef Py_ssize_t size
+    for name, value in fields:
+        values.setdefault(name.lower(), value)
+        if is_ascii and not (isinstance(value, str) and fastsmtp_ascii(value, &size) is not NULL):
+            is_ascii = False
+    return values, is_ascii
+
+
+def tokens_line(name, tokens, dict kinds not None, Py_ssize_t limit, bytes newline not None):
+    """Return a parsed header field as it is written, or None unless that is beyond doubt.
+
+    *tokens* are those of the email package.  *kinds* says of a token's class
+    where its text is: True, in the tokens it holds; False, in itself as a str.
+    For other classes it is str().
+
+    A token that would not end within *limit* characters goes to the next line,
+    together with the space before it, if it allows that.  RFC 5322, section
+    2.2.3.
+    """
+    cdef _Text text = _Text.__new__(_Text)
+    cdef _Text out = _Text.__new__(_Text)
+    cdef list ends = []
+    cdef const char *label = NULL
+    cdef Py_ssize_t label_size = 0, column, start, end, size
+    if isinstance(name, str):
+        label = fastsmtp_ascii(name, &label_size)
+    if label is NULL or not _all_visible(label, label_size):
+        return None
     for token in tokens:
-        leaves = []
-        _add_texts(leaves, token, kinds, 32)
-        texts.append(leaves[0] if len(leaves) == 1 else "".join(leaves))
-    return texts
+        if not text.add(token, kinds, 32):
+            return None
+        ends.append(text.size)
+    if not text.is_printable() or text.start[0] == c" " or text.start[text.size - 1] == c" ":
+        return None
+    column = label_size + 2
+    out.put(label, label_size)
+    out.put(b": ", 2)
+    if column > limit:
+        return None
+    if column + text.size <= limit:
+        ends = [text.size]
+    elif tokens.syntactic_break and text.size < limit:
+        ends = [text.size]
+    start = 0
+    for at, end in enumerate(ends):
+        size = end - start
+        if column + size <= limit:
+            column += size
+        elif size >= limit or not (tokens if len(ends) == 1 else tokens[at]).syntactic_break:
+            return None
+        elif out.start[out.size - 1] == c" ":
+            out.size -= 1
+            out.put(PyBytes_AS_STRING(newline), PyBytes_GET_SIZE(newline))
+            out.put(b" ", 1)
+            column = 1 + size
+        elif tokens[at].startswith_fws():
+            out.put(PyBytes_AS_STRING(newline), PyBytes_GET_SIZE(newline))
+            column = size
+        else:
+            return None
+        out.put(text.start + start, size)
+        start = end
+    out.put(PyBytes_AS_STRING(newline), PyBytes_GET_SIZE(newline))
+    return PyBytes_FromStringAndSize(out.start, out.size)
 
 
-cdef int _add_texts(list leaves, token, dict kinds, int depth) except -1:
-    """Add the texts that a token consists of."""
+@cython.final
+@cython.internal
+cdef class _Text:
+    """ASCII text in the making."""
+
+    cdef char *start
+    cdef Py_ssize_t size
+    cdef Py_ssize_t capacity
+
+    def __dealloc__(self):
+        free(self.start)
+
+    cdef int put(self, const char *octets, Py_ssize_t size) except -1:
+        cdef char *larger
+        if self.size + size > self.capacity:
+            larger = <char *>realloc(self.start, 2 * (self.size + size) + 128)
+            if larger is NULL:
+                raise MemoryError
+            self.start = larger
+            self.capacity = 2 * (self.size + size) + 128
+        memcpy(self.start + self.size, octets, size)
+        self.size += size
+        return 0
+
+    cdef bint add(self, token, dict kinds, int depth) except -1:
+        """Add a token's text; return whether it is ASCII."""
+        cdef Py_ssize_t i = 0, size = 0
+        cdef const char *octets
+        cdef PyObject *held = PyDict_GetItem(kinds, type(token))
+        if held is not NULL and <object>held is True and depth and isinstance(token, list):
+            while i < PyList_GET_SIZE(token):
+                inner = <object>PyList_GET_ITEM(token, i)
+                if not self.add(inner, kinds, depth - 1):
+                    return False
+                i += 1
+            return True
+        text = token if held is not NULL and <object>held is False else str(token)
+        octets = fastsmtp_ascii(text, &size) if isinstance(text, str) else NULL
+        if octets is NULL:
+            return False
+        self.put(octets, size)
+        return True
+
+    cdef bint is_printable(self) noexcept:
+        """Whether there is something, of printable characters only."""
+        cdef Py_ssize_t i
+        for i in range(self.size):
+            if not c" " <= self.start[i] <= c"~":
+                return False
+        return self.size > 0
+
+
+cdef bint _all_visible(const char *octets, Py_ssize_t size) noexcept:
     cdef Py_ssize_t i
-    cdef PyObject *held = PyDict_GetItem(kinds, type(token))
-    if held is NULL or not depth:
-        leaves.append(str(token))
-    elif <object>held is False:
-        leaves.append(token)
-    else:
-        for i in range(PyList_GET_SIZE(token)):
-            inner = <object>PyList_GET_ITEM(token, i)
-            _add_texts(leaves, inner, kinds, depth - 1)
-    return 0
+    for i in range(size):
+        if not _is_visible(octets[i]):
+            return False
+    return size > 0
 
 
 def plain_addresses(text):
@@ -763,7 +865,7 @@ cdef class ReplyParser:
         while len(replies) < most:
             try:
                 parsed = self.next_reply()
-            except SMTPResponseException:
+            except SMTPException:
                 if replies:
                     break
                 raise

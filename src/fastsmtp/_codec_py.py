@@ -7,7 +7,7 @@ docstring, result and error.  A fix in one is a fix in both, in one commit.
 import binascii
 import hmac
 import re
-from smtplib import SMTPResponseException
+from smtplib import SMTPException, SMTPResponseException
 
 from .errors import SMTPProtocolError
 
@@ -206,20 +206,78 @@ def field_line(
     return newline.join(lines) + newline
 
 
-def token_texts(tokens: "Iterable[Any]", kinds: "dict[type, bool]") -> "list[str]":
-    """Return the text of each token of a parsed header, as str() gives it.
+def first_values(fields: "list[tuple[Any, Any]]") -> "tuple[dict[Any, Any], bool]":
+    """Return fields' first values by their names in lower case, and whether all are ASCII text.
 
-    *kinds* says of a token's class where its text is: True, in the tokens it
-    holds; False, in itself as a str.  For other classes it is str().
+    *fields* is a list of names and values.
     """
-    return [_token_text(token, kinds, 32) for token in tokens]
+    values: dict[Any, Any] = {}
+    is_ascii = True
+    for name, value in fields:
+        values.setdefault(name.lower(), value)
+        if is_ascii and not (isinstance(value, str) and str.isascii(value)):
+            is_ascii = False
+    return values, is_ascii
+
+
+def tokens_line(
+    name: "Any", tokens: "Any", kinds: "dict[type, bool]", limit: int, newline: bytes
+) -> "bytes | None":
+    """Return a parsed header field as it is written, or None unless that is beyond doubt.
+
+    *tokens* are those of the email package.  *kinds* says of a token's class
+    where its text is: True, in the tokens it holds; False, in itself as a str.
+    For other classes it is str().
+
+    A token that would not end within *limit* characters goes to the next line,
+    together with the space before it, if it allows that.  RFC 5322, section
+    2.2.3.
+    """
+    if not (isinstance(name, str) and _NAME.fullmatch(name)) or str.__len__(name) + 2 > limit:
+        return None
+    texts = [_token_text(token, kinds, 32) for token in tokens]
+    text = "".join(texts)
+    if not (text and text.isascii() and text.isprintable()) or " " in (text[0], text[-1]):
+        return None
+    line = str.__str__(name) + ": "
+    if len(line) + len(text) <= limit:
+        lines = [line + text]
+    elif tokens.syntactic_break and len(text) < limit:
+        lines = [line[:-1], " " + text]
+    else:
+        lines = _folded(line, tokens, texts, limit)
+    return b"".join([each.encode("ascii") + newline for each in lines]) if lines else None
+
+
+def _folded(line: str, tokens: "Any", texts: "list[str]", limit: int) -> "list[str]":
+    """Return a field's lines, broken where a token does not fit; none if one does not at all."""
+    lines = []
+    room = limit - len(line)
+    for at, text in enumerate(texts):
+        size = len(text)
+        if size <= room:
+            line += text
+            room -= size
+            continue
+        if not tokens[at].syntactic_break or size >= limit:
+            return []
+        if line[-1] == " ":
+            lines.append(line[:-1])
+            line = " " + text
+        elif tokens[at].startswith_fws():
+            lines.append(line)
+            line = text
+        else:
+            return []
+        room = limit - len(line)
+    return [*lines, line]
 
 
 def _token_text(token: "Any", kinds: "dict[type, bool]", depth: int) -> str:
     holds_tokens = kinds.get(type(token))
     if holds_tokens is False:
         return token  # type: ignore[no-any-return]
-    if holds_tokens is None or not depth:
+    if holds_tokens is None or not depth or not isinstance(token, list):
         return str(token)
     return "".join([_token_text(inner, kinds, depth - 1) for inner in token])
 
@@ -333,7 +391,7 @@ class ReplyParser:
         while len(replies) < most:
             try:
                 parsed = self.next_reply()
-            except SMTPResponseException:
+            except SMTPException:
                 if replies:
                     break
                 raise

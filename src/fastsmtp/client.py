@@ -919,7 +919,8 @@ class SMTP(_smtplib.SMTP):
         self.ehlo_or_helo_if_needed()
         if to_addrs is not None and not isinstance(to_addrs, str):
             to_addrs = list(to_addrs)
-        sender, recipients = message.envelope_addresses(msg, from_addr, to_addrs)
+        header = message.header_of(msg)
+        sender, recipients = message.envelope_addresses(msg, from_addr, to_addrs, header)
         everybody = [recipients] if isinstance(recipients, str) else recipients
         utf8 = needs_smtputf8([sender, *everybody])
         if utf8:
@@ -930,7 +931,7 @@ class SMTP(_smtplib.SMTP):
                     "SMTPUTF8 capability"
                 )
             mail_options = (*mail_options, "SMTPUTF8", "BODY=8BITMIME")
-        flat = message.wire_form(msg, utf8=utf8)
+        flat = message.wire_form(msg, header, utf8=utf8)
         return self.sendmail(sender, recipients, flat, mail_options, rcpt_options)
 
     # -- drivers of operations --

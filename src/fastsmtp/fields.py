@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from email.policy import Policy
     from typing import Any
 
+    from .message import AnyMessage
+
 _fold = _registry.BaseHeader.fold
 # What the text of a parsed header is.
 _ITS_STR, _A_DATE, _ITS_TOKENS = "str", "date", "tokens"
@@ -58,7 +60,7 @@ def _kinds_of_tokens() -> "dict[type, bool]":
 _TOKENS = _kinds_of_tokens()
 _MOST_KEPT = 64
 # These are folded by rules of their own.
-_PECULIAR = ("ptext", "mime-parameters")
+_PECULIAR = {"ptext", "mime-parameters"}
 
 
 _METHODS = {"fold", "fold_binary", "header_fetch_parse"}
@@ -66,6 +68,18 @@ _METHODS = {"fold", "fold_binary", "header_fetch_parse"}
 
 class Line(bytes):
     """A field's value that is the whole field, as it is written."""
+
+
+class Header:
+    """A message's fields, looked through once."""
+
+    __slots__ = ("fields", "is_ascii", "values")
+
+    def __init__(self, message: "AnyMessage") -> None:
+        #: Names and values, as they are stored.
+        self.fields: list[tuple[str, Any]] = list(message.raw_items())
+        #: Each field's first value by its name in lower case; and whether all are ASCII text.
+        self.values, self.is_ascii = codec.first_values(self.fields)
 
 
 class Style:
@@ -102,14 +116,17 @@ class Style:
 
         Raises what the policy and BytesGenerator do.
         """
-        line = self._certain(name, value) if self.known and type(name) is str else None
+        line = None
+        if self.known and type(name) is str:
+            if type(value) is str:
+                line = codec.field_line(name, value, self.source_limit, self.newline, True)
+            else:
+                line = self._of_a_header(name, value)
         return self._by_the_policy(name, value) if line is None else line
 
-    def _certain(self, name: str, value: "Any") -> "bytes | None":
-        """Return a field if it is written without doubt."""
+    def _of_a_header(self, name: str, value: "Any") -> "bytes | None":
+        """Return the field of a value that is no str, if it is written without doubt."""
         kind = type(value)
-        if kind is str:
-            return codec.field_line(name, value, self.source_limit, self.newline, True)
         text = _TEXTS.get(kind.__bases__)
         if text is None:
             return value if kind is Line else None
@@ -117,30 +134,20 @@ class Style:
             return None
         if self.compat32:
             return codec.field_line(name, value, self.limit, self.newline, True)
-        if text is _ITS_TOKENS:
-            return self._of_tokens(value)
-        if text is _A_DATE and value.datetime is None:
-            return None
+        if text is _ITS_TOKENS or (text is _A_DATE and value.datetime is None):
+            return self._of_tokens(value, plain=text is _ITS_TOKENS)
         line = codec.field_line(value.name, value, self.limit, self.newline, False)
         return line if line is not None or len(value) < 60 else self._of_tokens(value)
 
-    def _of_tokens(self, value: "Any") -> "bytes | None":
-        """Return a parsed header's field from the texts of its tokens."""
+    def _of_tokens(self, value: "Any", *, plain: bool = False) -> "bytes | None":
+        """Return a parsed header's field from the texts of its tokens.
+
+        *plain* says that none of them has rules of its own.
+        """
         tokens = value._parse_tree
-        texts = codec.token_texts(tokens, _TOKENS)
-        text = "".join(texts)
-        line = codec.field_line(value.name, text, self.limit, self.newline, False)
-        if line is not None or not (text.isascii() and text.isprintable()):
-            return line
-        if not text or text[0] == " " or text[-1] == " ":
-            return None
-        lines = _folded(f"{value.name}: ", text, tokens, texts, self.limit)
-        if lines is None:
-            return None
-        try:
-            return self.newline.join([line.encode("ascii") for line in [*lines, ""]])
-        except UnicodeEncodeError:
-            return None
+        if plain or _PECULIAR.isdisjoint([token.token_type for token in tokens]):
+            return codec.tokens_line(value.name, tokens, _TOKENS, self.limit, self.newline)
+        return None
 
     def _by_the_policy(self, name: str, value: "Any") -> bytes:
         message = _OneField(self.policy)
@@ -158,36 +165,3 @@ class _OneField(Message):
 
     def get_content_subtype(self) -> str:
         return "plain"
-
-
-def _folded(
-    label: str, text: str, tokens: "Any", texts: "list[str]", limit: int
-) -> "list[str] | None":
-    """Return a field's lines, broken where a token does not fit, or None if one does not at all.
-
-    As the email package breaks them: a token that allows it goes to the next
-    line, together with the space before it.
-    """
-    if len(label) > limit or len(label) + len(text) <= limit:
-        return None
-    if tokens.syntactic_break and len(text) < limit:
-        return [label[:-1], " " + text]
-    lines = []
-    line = label
-    for token, text in zip(tokens, texts, strict=True):
-        if token.token_type in _PECULIAR:
-            return None
-        if len(line) + len(text) <= limit:
-            line += text
-            continue
-        if not token.syntactic_break or len(text) >= limit:
-            return None
-        if line[-1:] in (" ", "\t"):
-            lines.append(line[:-1])
-            line = line[-1] + text
-        elif token.startswith_fws():
-            lines.append(line)
-            line = text
-        else:
-            return None
-    return [*lines, line]

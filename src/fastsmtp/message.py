@@ -4,21 +4,28 @@ from email.utils import formataddr, getaddresses
 
 from . import codec
 from .envelope import ascii_domain, needs_smtputf8
-from .serializer import first_values, serialize_edited
+from .serializer import header_of, serialize_edited
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from email.message import Message
     from typing import Any
 
+    from .fields import Header
+
     AnyMessage = Message[Any, Any]
+
+__all__ = ["envelope_addresses", "header_of", "wire_form"]
 
 _NOT_SENT = ("bcc", "resent-bcc")
 _ADDRESS_FIELDS = ("from", "sender", "reply-to", "to", "cc")
 
 
 def envelope_addresses(
-    message: "AnyMessage", from_addr: "str | None", to_addrs: "str | list[str] | None"
+    message: "AnyMessage",
+    from_addr: "str | None",
+    to_addrs: "str | list[str] | None",
+    header: "Header | None" = None,
 ) -> "tuple[str, str | list[str]]":
     """Return the sender and the recipients, from the header where they are None.
 
@@ -26,14 +33,17 @@ def envelope_addresses(
     block of ``Resent-`` fields (3.6.6) if there is one: Sender before From; To,
     Bcc and Cc.
 
+    *header* is what header_of() gave for the message.
+
     Raises ValueError if there are several ``Resent-`` blocks, for nothing says
     which of them is the last, or no sender.
     """
-    resent = message.get_all("Resent-Date", [])
-    if len(resent) > 1:
-        raise ValueError("message has more than one 'Resent-' header block")
-    prefix = "Resent-" if resent else ""
-    addresses = _Addresses(message)
+    addresses = _Addresses(message, header)
+    prefix = ""
+    if addresses.has("Resent-Date"):
+        prefix = "Resent-"
+        if len(message.get_all("Resent-Date", [])) > 1:
+            raise ValueError("message has more than one 'Resent-' header block")
     if from_addr is None:
         senders = addresses.of(prefix + ("Sender" if addresses.has(prefix + "Sender") else "From"))
         if not senders:
@@ -49,9 +59,9 @@ class _Addresses:
 
     __slots__ = ("_message", "_values")
 
-    def __init__(self, message: "AnyMessage") -> None:
+    def __init__(self, message: "AnyMessage", header: "Header | None") -> None:
         self._message = message
-        self._values = first_values(message)
+        self._values = None if header is None else header.values
 
     def has(self, name: str) -> bool:
         """Say whether there is such a field."""
@@ -83,25 +93,29 @@ class _Addresses:
         return found
 
 
-def wire_form(message: "AnyMessage", *, utf8: bool = False, seven_bit: bool = False) -> bytes:
+def wire_form(
+    message: "AnyMessage",
+    header: "Header | None" = None,
+    *,
+    utf8: bool = False,
+    seven_bit: bool = False,
+) -> bytes:
     """Return a message as it is sent: CRLF newlines, no Bcc and no Resent-Bcc field.
 
-    With *utf8* the header is written in UTF-8 (RFC 6532).  With *seven_bit*
-    parts in 8bit get another transfer encoding, for a server without 8BITMIME
-    (RFC 6152).  The message itself is not changed.  Raises what
-    email.generator.BytesGenerator does.
+    *header* is what header_of() gave for the message.  With *utf8* the header
+    is written in UTF-8 (RFC 6532).  With *seven_bit* parts in 8bit get another
+    transfer encoding, for a server without 8BITMIME (RFC 6152).  The message
+    itself is not changed.  Raises what email.generator.BytesGenerator does.
     """
 
     def edit(fields: "list[tuple[str, Any]]") -> "list[tuple[str, Any]]":
         kept = [field for field in fields if field[0].lower() not in _NOT_SENT]
-        if utf8:
-            return kept
-        return [
-            field if isinstance(field[1], str) and field[1].isascii() else _changed(message, *field)
-            for field in kept
-        ]
+        return kept if utf8 else [_changed(message, *field) for field in kept]
 
-    return serialize_edited(message, edit, utf8=utf8, seven_bit=seven_bit)
+    stays = header is not None and header.is_ascii and header.values.keys().isdisjoint(_NOT_SENT)
+    return serialize_edited(
+        message, header, None if stays else edit, utf8=utf8, seven_bit=seven_bit
+    )
 
 
 def _changed(message: "AnyMessage", name: str, value: "Any") -> "tuple[str, Any]":

@@ -6,7 +6,7 @@ from email.message import Message as EmailMessage
 from . import codec
 from .envelope import VERBS, Envelope, command_line, needs_smtputf8, path
 from .errors import SMTPNotSupportedError
-from .message import envelope_addresses, wire_form
+from .message import envelope_addresses, header_of, wire_form
 from .options import NO_OPTIONS, Recipient, check_supported, parameters_of, size_limit
 from .transactions import Transaction
 
@@ -94,12 +94,13 @@ class _Serialized(Message):
     __slots__ = ()
 
     def __init__(self, message: "AnyMessage") -> None:
-        sender, recipients = envelope_addresses(message, None, None)
+        sender, recipients = envelope_addresses(message, None, None, header_of(message))
         super().__init__(sender, recipients, b"")
         self.content = message
 
     def octets(self, seven_bit: bool) -> "Buffer | str":
-        return wire_form(self.content, utf8=self.needs_smtputf8, seven_bit=seven_bit)
+        message = self.content
+        return wire_form(message, header_of(message), utf8=self.needs_smtputf8, seven_bit=seven_bit)
 
 
 def outgoing(message: "Message | AnyMessage") -> Message:

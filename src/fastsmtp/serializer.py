@@ -18,7 +18,7 @@ from email.message import Message
 from email.policy import EmailPolicy
 
 from . import codec
-from .fields import Line, Style
+from .fields import Header, Line, Style
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .message import AnyMessage
 
     Fields = list[tuple[str, Any]]
+    Edit = Callable[[Fields], Fields]
     Pieces = list[str | bytes]
 
 # The longest text that is made one buffer, in characters.
@@ -102,31 +103,29 @@ def serialize_buffers(
 
 def serialize_edited(
     message: "AnyMessage",
-    edit: "Callable[[Fields], Fields]",
+    header: "Header | None",
+    edit: "Edit | None",
     *,
     utf8: bool = False,
     seven_bit: bool = False,
 ) -> bytes:
     """Return a message in bytes, its header as *edit* returns its list of names and values.
 
-    *utf8* and *seven_bit* are its policy's ``utf8`` and ``cte_type="7bit"``.
+    *header* is what header_of() gave.  *utf8* and *seven_bit* are the policy's
+    ``utf8`` and ``cte_type="7bit"``.
     """
     style = _style_of(message.policy, "\r\n", utf8=utf8, seven_bit=seven_bit)
     mangle = style.policy.mangle_from_ if utf8 or seven_bit else True  # what smtplib asks for
-    return codec.assemble(_pieces(message, style, mangle, edit), style.newline, mangle)
+    pieces: Pieces = []
+    _Walk(style, mangle).add(pieces, message, header, edit)
+    return codec.assemble(pieces, style.newline, mangle)
 
 
-def first_values(message: "AnyMessage") -> "dict[str, Any] | None":
-    """Return each field's first value as it is stored, by its name in lower case.
-
-    None if that may not be what the message gives to others.
-    """
-    if not (_is_usual(message) and _has_usual_fields(message.policy)):
-        return None
-    values: dict[str, Any] = {}
-    for name, value in message.raw_items():
-        values.setdefault(name.lower(), value)
-    return values
+def header_of(message: "AnyMessage") -> "Header | None":
+    """Return a message's header, or None if it may not be what the message gives to others."""
+    if _is_usual(message) and _has_usual_fields(message.policy):
+        return Header(message)
+    return None
 
 
 def _buffers(pieces: "Pieces", newline: bytes, mangle: bool) -> "Iterator[bytes]":
@@ -185,14 +184,9 @@ def _style_of(
     return found[1]
 
 
-def _pieces(
-    message: "AnyMessage",
-    style: Style,
-    mangle: bool,
-    edit: "Callable[[Fields], Fields] | None" = None,
-) -> "Pieces":
+def _pieces(message: "AnyMessage", style: Style, mangle: bool) -> "Pieces":
     pieces: Pieces = []
-    _Walk(style, mangle).add(pieces, message, edit)
+    _Walk(style, mangle).add(pieces, message)
     return pieces
 
 
@@ -226,15 +220,18 @@ class _Walk:
         self,
         pieces: "Pieces",
         part: "Any",
-        edit: "Callable[[Fields], Fields] | None" = None,
+        header: "Header | None" = None,
+        edit: "Edit | None" = None,
     ) -> None:
         """Append what is written of a part."""
         if not (_is_usual(part) and type(self._style.policy).clone is Policy.clone):
             pieces.append(self._by_the_email_package(part, edit))
             return
-        fields = list(part.raw_items())
+        if header is None:
+            header = Header(part)
         body: Pieces = []
-        if not self._add_body(body, part, fields):
+        fields = self._add_body(body, part, header)
+        if fields is None:
             pieces.append(self._by_the_email_package(part, edit))
             return
         if edit is not None:
@@ -245,28 +242,28 @@ class _Walk:
         pieces.append(b"".join(lines))
         pieces += body
 
-    def _add_body(self, body: "Pieces", part: "Any", fields: "Fields") -> bool:
-        """Append what is written of a part's body, or say that that is uncertain.
+    def _add_body(self, body: "Pieces", part: "Any", header: "Header") -> "Fields | None":
+        """Append what is written of a part's body; return the fields that it is written with.
 
-        A multipart that has no boundary gets one in *fields*.
+        None says that all this is uncertain.
         """
-        kind = _handled_as(*self._type_of(part, fields))
+        kind = _handled_as(*self._type_of(part, header))
         payload = part._payload
         if kind == "text":
-            return self._add_text(body, fields, payload)
+            return header.fields if self._add_text(body, header, payload) else None
         if kind in ("multipart", "multipart_signed"):
-            return self._add_multipart(body, part, fields, signed=kind == "multipart_signed")
+            return self._add_multipart(body, part, header, signed=kind == "multipart_signed")
         if kind != "message" or type(payload) is not list:
-            return False
+            return None
         if not (payload and isinstance(payload[0], Message)):
-            return False
+            return None
         self.add(body, payload[0])
-        return True
+        return header.fields
 
-    def _add_text(self, body: "Pieces", fields: "Fields", payload: "Any") -> bool:
+    def _add_text(self, body: "Pieces", header: Header, payload: "Any") -> bool:
         if payload is None:
             return True
-        if type(payload) is not str or not self._has_plain_encoding(fields):
+        if type(payload) is not str or not self._has_plain_encoding(header):
             return False
         text = self._octets(payload)
         if text is None:
@@ -286,24 +283,25 @@ class _Walk:
             return None
 
     def _add_multipart(
-        self, body: "Pieces", part: "Any", fields: "Fields", *, signed: bool
-    ) -> bool:
+        self, body: "Pieces", part: "Any", header: Header, *, signed: bool
+    ) -> "Fields | None":
         parts = [] if part._payload is None else part._payload
         if type(parts) is not list or not all(isinstance(inner, Message) for inner in parts):
-            return False
+            return None
         preamble, epilogue = part.preamble, part.epilogue
         if not (_is_plain(preamble) and _is_plain(epilogue)):
-            return False
+            return None
         # A signature is over a part's octets: its fields are not folded (RFC 1847, section 2.1).
         walk = self._without_limit() if signed else self
         written: list[Pieces] = [[] for _ in parts]
         for inner, pieces in zip(parts, written, strict=True):
             walk.add(pieces, inner)
-        boundary = self._boundary_of(part, fields)
+        fields = header.fields
+        boundary = self._boundary_of(part, header)
         if not boundary:
             boundary = self._drawn.get(id(part)) or self._new_boundary(written)
             self._drawn[id(part)] = boundary
-            fields[:] = self._with_boundary(part, fields, boundary)
+            fields = self._with_boundary(part, header, boundary)
         delimiter = b"--" + boundary.encode("ascii", "surrogateescape")
         newline = self._style.newline
         if preamble is not None:
@@ -316,7 +314,7 @@ class _Walk:
         body.append(newline + delimiter + b"--" + newline)
         if epilogue is not None:
             body.append(epilogue)
-        return True
+        return fields
 
     def _without_limit(self) -> "_Walk":
         policy = self._style.policy.clone(max_line_length=0)
@@ -324,29 +322,28 @@ class _Walk:
 
     # -- what the header says of the body --
 
-    def _type_of(self, part: "Any", fields: "Fields") -> "tuple[str, str]":
+    def _type_of(self, part: "Any", header: Header) -> "tuple[str, str]":
         """Return a part's main type and subtype."""
-        value = _first(fields, "content-type")
+        value = header.values.get("content-type", _ABSENT)
         if value is _ABSENT:
-            default = part.get_default_type()
-        elif self._is_readable(value) and (match := _TYPE.match(value)):
+            words = part.get_default_type().split("/")
+            return words[0], words[1]
+        if self._is_readable(value) and (match := _TYPE.match(value)):
             return match[1].lower(), match[2].lower()
-        else:
-            probe = self._probe(part)
-            return probe.get_content_maintype(), probe.get_content_subtype()
-        words = default.split("/")
-        return words[0], words[1]
+        probe = self._probe(part)
+        return probe.get_content_maintype(), probe.get_content_subtype()
 
-    def _boundary_of(self, part: "Any", fields: "Fields") -> "str | None":
-        value = _first(fields, "content-type")
+    def _boundary_of(self, part: "Any", header: Header) -> "str | None":
+        value = header.values.get("content-type", _ABSENT)
         if self._is_simple(value):
             found = _BOUNDARY.findall(value)
             if len(found) < 2:
                 return found[0] if found else None
         return self._probe(part).get_boundary()  # type: ignore[no-any-return]
 
-    def _with_boundary(self, part: "Any", fields: "Fields", boundary: str) -> "Fields":
+    def _with_boundary(self, part: "Any", header: Header, boundary: str) -> "Fields":
         """Return a part's fields with a boundary in its Content-Type."""
+        fields = header.fields
         places = [at for at, (name, _) in enumerate(fields) if name.lower() == "content-type"]
         if (
             len(places) != 1
@@ -392,9 +389,9 @@ class _Walk:
         """Say whether a Content-Type can be read, parameters and all."""
         return self._is_readable(value) and _PARAMETERS.fullmatch(value) is not None
 
-    def _has_plain_encoding(self, fields: "Fields") -> bool:
+    def _has_plain_encoding(self, header: Header) -> bool:
         """Say whether the transfer encoding can be read, which the email package does."""
-        value = _first(fields, "content-transfer-encoding")
+        value = header.values.get("content-transfer-encoding", _ABSENT)
         if value is _ABSENT:
             return True
         return self._is_readable(value) and _ENCODING.fullmatch(value) is not None
@@ -408,9 +405,7 @@ class _Walk:
         probe.policy = self._style.policy
         return probe
 
-    def _by_the_email_package(
-        self, part: "Any", edit: "Callable[[Fields], Fields] | None"
-    ) -> bytes:
+    def _by_the_email_package(self, part: "Any", edit: "Edit | None") -> bytes:
         private = _private(part)
         if edit is not None:
             fields = edit(list(private.raw_items()))
@@ -448,14 +443,6 @@ def _handled_as(main: str, sub: str) -> str:
     return "text"
 
 
-def _first(fields: "Fields", wanted: str) -> "Any":
-    """Return the value of the first field of a name in lower case."""
-    for name, value in fields:
-        if name.lower() == wanted:
-            return value
-    return _ABSENT
-
-
 def _private(part: "Any") -> "Any":
     """Return a copy that BytesGenerator may change: of all messages, not of what they hold."""
     if not isinstance(part, Message):
@@ -463,6 +450,8 @@ def _private(part: "Any") -> "Any":
     private: Any = copy.copy(part)
     if isinstance(private._payload, list):
         private._payload = [_private(inner) for inner in private._payload]
+    else:
+        private._payload = _private(private._payload)
     return private
 
 

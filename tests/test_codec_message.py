@@ -148,8 +148,7 @@ def test_what_is_plain_is_written(value):
 )  # fmt: skip
 def test_what_is_not_plain_is_left_to_others(value):
     assert alike("field_line", "X", value, MANY, b"\n", True) is None
-    assert alike("field_line", "X", "a", MANY, b"\n", True) == b"X: a\n"
-    assert alike("field_line", value if value != "a" else "", "a", 9, b"\n", True) is None
+    assert alike("field_line", value, "a", MANY, b"\n", True) is None  # nor as a name
 
 
 REGISTRY = HeaderRegistry()
@@ -179,9 +178,10 @@ def test_tokens_line(name, value, limit):
     if line is not None:
         expected = header.fold(policy=default.clone(max_line_length=limit))
         assert line == expected.encode("ascii")
-    elif header.isascii() and len(header) + len(name) + 2 <= limit:
-        tree = str(header._parse_tree)
-        assert not tree or tree != tree.strip(" ") or not tree.isprintable()
+    else:
+        text = str(header._parse_tree)
+        fits = text.isascii() and len(name) + 2 + len(text) <= limit
+        assert not (fits and text and text == text.strip(" ") and text.isprintable())
 
 
 def test_many_addresses_are_in_several_lines():
@@ -226,7 +226,8 @@ mailboxes = st.sampled_from(
 )  # fmt: skip
 odd = st.sampled_from(
     ["", " ", "a", "a@", "@x", "a@x b@x", "a@x (c)", "g: a@x;", '"a\\"b" <a@x>', "<a@x", "a@x>",
-     "Ann <a@x> b", "a b@x", '"a" b <c@x>', "a@x\0", "=?utf-8?q?a=40b?=@x", "<@r:a@x>", "a@[1.2.3.4]",
+     "Ann <a@x> b", "a b@x", '"a" b <c@x>', "a@x\0", "=?utf-8?q?a=40b?=@x", "<@r:a@x>",
+     "a@[1.2.3.4]",
      '"a b"@x', "a..b@x", "a@x.", "A\ud800 <a@x>", "A\x85 <a@x>", "A\n <a@x>", "<<a@x>>", "a,@x"]
 )  # fmt: skip
 separators = st.sampled_from([",", ", ", " , ", ",\r\n ", ",\n\t", "", " ", ",,", ";"])

@@ -61,7 +61,7 @@ endif
 	FASTSMTP_IMPL=python $(call bin,test)/python -m pytest $(ARGS_PYTHON)
 
 PURE := protocol operations auth envelope reply message _codec_py codec errors options pace \
-	transactions conversation jobs delivery outgoing
+	transactions conversation jobs delivery outgoing fields serializer
 comma := ,
 empty :=
 space := $(empty) $(empty)

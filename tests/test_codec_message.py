@@ -167,6 +167,7 @@ header_texts = st.lists(
     limit=st.integers(10, 90) | st.just(MANY),
 )
 @example(name="To", value=", ".join(["Ann Example <ann@example.org>"] * 9), limit=78)
+@example(name="To", value=",".join(["ann@example.org"] * 9), limit=78)
 @example(name="Subject", value="word " * 40 + "word", limit=78)
 @example(name="Subject", value="x" * 70, limit=78)
 def test_tokens_line(name, value, limit):

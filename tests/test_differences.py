@@ -6,6 +6,7 @@ smtplib's side is asserted, too, so that these tests tell when smtplib changes.
 from __future__ import annotations
 
 import contextlib
+import email
 import io
 import re
 import select
@@ -16,6 +17,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable
+from email.mime.multipart import MIMEMultipart
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +41,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "differences.md"
 NAME = "client.example"
 FROM, A, B = "from@example.org", "a@example.org", "b@example.org"
 HELLO = "Subject: hello\n\nhello\n"
+EIGHT_BIT = b"Content-Type: text/plain; charset=utf-8\n\nFrom caf\xc3\xa9\n"
 REFUSED = smtplib.SMTPRecipientsRefused
 DISCONNECTED = smtplib.SMTPServerDisconnected
 IN_STEP = (250, b"noop 1")
@@ -527,3 +530,22 @@ def test_a_refusal_before_the_end_of_the_message():
     assert type(ours.result[0]) is smtplib.SMTPDataError
     assert ours.result[0].args == (552, b"too big")
     assert ours.closed
+
+
+@row("23")
+def test_the_message_is_left_alone():
+    found = {}
+    for library in (smtplib, fastsmtp):
+        inner = MIMEMultipart()
+        inner.attach(email.message_from_bytes(EIGHT_BIT))
+        message = MIMEMultipart(boundary="b")
+        message["From"], message["To"] = FROM, A
+        message.attach(inner)
+        with ModelServer() as server, library.SMTP(server.host, server.port, NAME) as client:
+            client.send_message(message)
+        assert b">From caf\xc3\xa9" in server.messages[0].data
+        found[library] = inner.get_boundary(), inner.get_payload(0).as_bytes()
+    boundary, text = found[smtplib]
+    assert boundary
+    assert text.endswith(b"\n\n>From caf\xc3\xa9\n")
+    assert found[fastsmtp] == (None, EIGHT_BIT)

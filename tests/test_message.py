@@ -15,7 +15,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fastsmtp.message import envelope_addresses, wire_form
+from fastsmtp import message as messages
+from fastsmtp.message import header_of, wire_form
 
 
 class Sender(smtplib.SMTP):
@@ -42,6 +43,15 @@ def build(kind, fields):
         message[name] = value
     message.set_payload("Hello,\n.dot\n")
     return message
+
+
+def envelope_addresses(message, *given_addresses):
+    """Return what there is of addresses: the same, whether the header was looked through or not."""
+    with_header = result_of(
+        messages.envelope_addresses, message, *given_addresses, header_of(message)
+    )
+    assert with_header == result_of(messages.envelope_addresses, message, *given_addresses)
+    return messages.envelope_addresses(message, *given_addresses)
 
 
 def result_of(call, *arguments):

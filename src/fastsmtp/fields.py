@@ -7,12 +7,10 @@ the email package, one field at a time.
 
 import io
 import sys
-from email import _header_value_parser as _parser
 from email import headerregistry as _registry
-from email._policybase import Compat32
 from email.generator import BytesGenerator
 from email.message import Message
-from email.policy import EmailPolicy
+from email.policy import Compat32, EmailPolicy
 
 from . import codec
 
@@ -52,18 +50,21 @@ _TEXTS: "dict[tuple[type, ...], str]" = {
 
 def _kinds_of_tokens() -> "dict[type, bool]":
     """Return, for each class of token whose text is made the usual way, whether it holds tokens."""
-    its_own: dict[Any, bool] = {_parser.TokenList.__str__: True, str.__str__: False}
-    kinds = [kind for kind in vars(_parser).values() if isinstance(kind, type)]
-    return {kind: its_own[kind.__str__] for kind in kinds if kind.__str__ in its_own}
+    names = vars(getattr(_registry, "parser", _registry))  # no part of what is documented
+    usual: dict[Any, bool] = {str.__str__: False}
+    if "TokenList" in names:
+        usual[names["TokenList"].__str__] = True
+    kinds = [kind for kind in names.values() if isinstance(kind, type)]
+    return {kind: usual[kind.__str__] for kind in kinds if kind.__str__ in usual}
 
 
 _TOKENS = _kinds_of_tokens()
-_MOST_KEPT = 64
-# These are folded by rules of their own.
+# Tokens that are folded by rules of their own.
 _PECULIAR = {"ptext", "mime-parameters"}
-
-
+# What a policy object may have of its own; then it is asked.
 _METHODS = {"fold", "fold_binary", "header_fetch_parse"}
+# Lines that are kept for a policy, to be used again.
+_MOST_KEPT = 64
 
 
 class Line(bytes):
@@ -144,7 +145,9 @@ class Style:
 
         *plain* says that none of them has rules of its own.
         """
-        tokens = value._parse_tree
+        tokens = getattr(value, "_parse_tree", None)
+        if tokens is None:
+            return None
         if plain or _PECULIAR.isdisjoint([token.token_type for token in tokens]):
             return codec.tokens_line(value.name, tokens, _TOKENS, self.limit, self.newline)
         return None

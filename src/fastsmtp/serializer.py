@@ -11,11 +11,10 @@ import io
 import random
 import re
 import sys
-from email._policybase import Compat32, Policy
 from email.generator import BytesGenerator
 from email.headerregistry import BaseHeader, HeaderRegistry, UnstructuredHeader
 from email.message import Message
-from email.policy import EmailPolicy
+from email.policy import Compat32, EmailPolicy, Policy
 
 from . import codec
 from .fields import Header, Line, Style
@@ -214,7 +213,7 @@ class _Walk:
         self._drawn = {} if drawn is None else drawn
         self._mangle = mangle
         #: Whether a field can be read as it stands.
-        self._reads_fields = _has_usual_fields(style.policy)
+        self._reads_fields = style.known and _has_usual_fields(style.policy)
 
     def add(
         self,

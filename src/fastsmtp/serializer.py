@@ -93,8 +93,8 @@ def serialize_buffers(
     """Yield what serialize() returns in several buffers, made when their turn comes.
 
     A message's text is copied 256 Ki characters at a time, so a large message
-    is not in memory twice.  For parameters and
-    errors see serialize(); what is wrong is raised before the first buffer.
+    is not in memory twice.  For parameters and errors see serialize(); what is
+    wrong is raised before the first buffer.
     """
     style, mangle = _settings(message, linesep, policy, mangle_from_)
     return _buffers(_pieces(message, style, mangle), style.newline, mangle)
@@ -418,7 +418,7 @@ def _has_usual_fields(policy: "Policy[Any]") -> bool:
     """Say whether a policy gives fields to others in the email package's own ways."""
     if type(policy) is not EmailPolicy:
         return type(policy) is Compat32
-    factory = policy.header_factory
+    factory: Any = policy.header_factory
     return (
         type(factory) is HeaderRegistry
         and factory.registry == _USUAL.registry

@@ -25,8 +25,11 @@ from fastsmtp import (
     RecipientResult,
     SMTPProtocolError,
     SMTPRecipientsRefused,
+    Template,
     Timeouts,
     Totals,
+    serialize,
+    serialize_buffers,
 )
 
 
@@ -74,6 +77,20 @@ def elsewhere() -> str:
     path: str = fastsmtp.quoteaddr("Ann <ann@example.org>")
     text: str = fastsmtp.quotedata(".dot")
     return fastsmtp.implementation() + fastsmtp.__version__ + path + text
+
+
+def letters(letter: EmailMessage, rows: list[dict[str, str]]) -> Iterator[Message]:
+    template = Template(letter)
+    names: frozenset[str] = template.fields
+    print(names)
+    for number, row in enumerate(rows):
+        yield template.render(row, id=number, options=Options())
+
+
+def as_octets(letter: EmailMessage, received: AnyEmailMessage, file: io.BytesIO) -> bytes:
+    for buffer in serialize_buffers(letter, linesep="\n", policy=letter.policy):
+        file.write(buffer)
+    return serialize(received, mangle_from_=False)
 
 
 def each_message(rows: list[tuple[str, str]]) -> Iterator[Message]:

@@ -36,6 +36,11 @@ email,name,title
 ann@example.org,Ann,Emma
 zoe@example.org,Zoë,"Wuthering Heights, vol. 2"
 """
+SEMICOLONS = """\
+email;name;title
+ann@example.org;Ann;Emma
+zoe@example.org;Zoë;Wuthering Heights, vol. 2
+"""
 PEOPLE = [
     {"email": "ann@example.org", "name": "Ann", "title": "Emma"},
     {"email": "zoe@example.org", "name": "Zoë", "title": "Wuthering Heights, vol. 2"},
@@ -119,6 +124,8 @@ def usage_error(done) -> str:
         ("people.csv", CSV.replace("email,name", " email , name ")),
         ("people.csv", "\n" + CSV.replace("\n", "\n\n")),
         ("people.csv", CSV.rstrip("\n")),
+        ("people.csv", "\ufeff\r\n" + SEMICOLONS.replace("\n", "\r\n")),
+        ("people.csv", SEMICOLONS.replace(";", "\t")),
         ("people.jsonl", JSON_LINES),
         ("people.ndjson", "\ufeff" + JSON_LINES.replace("\n", "\r\n")),
         ("people.jsonl", "\n" + JSON_LINES.replace("\n", "\n \n")),
@@ -396,7 +403,7 @@ Content-Type: application/pgp-signature
         ),
         (b"From: a@example.org\nTo: {{email}}\n\n{{name {{title}}\n", "'{{name {{title}}"),
         (b"To: {{email}}\n\n{{name}} {{title}}\n", "the template has no sender"),
-        (b"From: a@example.org\nTo: {{email}}\nCc: <a@[b\n\n{{name}} {{title}}\n", ""),
+        (b"From: a@example.org\nTo: {{email}}\nCc: <a@[b\n\n{{name}} {{title}}\n", "the Cc field"),
         ("From: ü <a@[b\nTo: {{email}}\n\nx\n".encode(), "the field From cannot be read"),
         (b"From: {{email}}\n\n{{name}} {{title}}\n", "the template has no recipient"),
     ],
@@ -568,6 +575,7 @@ GOOD = '"b@example.org","Bob","Dune"\n'
     [
         ("a@example.org,Ann", "the row has 2 cells, and the header has 3"),
         ("a@example.org,Ann,Emma,", "the row has 4 cells, and the header has 3"),
+        ("a@example.org;Ann;Emma", "the row has 1 cells, and the header has 3"),
         (b"a@example.org,Ann,\xfcber", "the row is not text in UTF-8"),
         (b"a@example.org,Ann,\0", "the row is not text in UTF-8"),
         ('a@example.org,"Ann\nBcc: x@example.org",Emma', ""),

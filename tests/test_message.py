@@ -6,8 +6,10 @@ import copy
 import email
 import email.policy
 import smtplib
+import warnings
 from email.header import Header
 from email.message import EmailMessage, Message
+from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from email.utils import getaddresses
 
@@ -342,3 +344,134 @@ def test_in_7bit_the_header_may_be_in_utf8_still():
     written = wire_form(message, utf8=True, seven_bit=True)
     assert "From: \u00e9@x\r\n".encode() in written
     assert written.partition(b"\r\n\r\n")[2].isascii()
+
+
+# -- messages that are none of the usual ones ---------------------------------
+
+
+class Elsewhere(EmailMessage):
+    """Keeps its fields in a place of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = [("From", "f@x"), ("To", "t@x"), ("BCC", "secret@x"), ("Resent-Bcc", "s@x")]
+        self.set_payload("text\n")
+
+    def __copy__(self):
+        copied = Elsewhere()
+        copied.own = list(self.own)
+        return copied
+
+    def raw_items(self):
+        return iter(self.own)
+
+    def get_all(self, name, failobj=None):
+        return [value for key, value in self.own if key.lower() == name.lower()] or failobj
+
+    def get(self, name, failobj=None):
+        return next(iter(self.get_all(name, [])), failobj)
+
+    def __getitem__(self, name):
+        return self.get(name)
+
+    def __delitem__(self, name):
+        self.own = [field for field in self.own if field[0].lower() != name.lower()]
+
+
+class Adds(EmailMessage):
+    def raw_items(self):
+        yield from super().raw_items()
+        yield "X-Mailer", "me"
+
+
+class Proxy:
+    """Like a message; what is done to a copy of it is done to a copy of the message."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def __copy__(self):
+        return Proxy(copy.copy(self.message))
+
+    def __getattr__(self, name):
+        return getattr(self.message, name)
+
+    def __getitem__(self, name):
+        return self.message[name]
+
+    def __setitem__(self, name, value):
+        self.message[name] = value
+
+    def __delitem__(self, name):
+        del self.message[name]
+
+
+def test_no_bcc_of_a_message_that_keeps_its_fields_elsewhere():
+    message = Elsewhere()
+    before = list(message.own)
+    expected = smtplib_sends(message)
+    assert expected[2] == b"From: f@x\r\nTo: t@x\r\n\r\ntext\r\n"
+    assert wire_form(message, header_of(message)) == expected[2]
+    assert envelope_addresses(message, None, None) == expected[:2]
+    assert message.own == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "domain"),
+    [(Adds, "x"), (lambda: Proxy(EmailMessage()), "x"), (lambda: Proxy(Message()), "bücher.x")],
+)
+def test_other_kinds_of_messages(kind, domain):
+    message = kind()
+    for name, value in (("From", "f@x"), ("To", f"t@{domain}"), ("Bcc", "secret@x")):
+        message[name] = value
+    message.set_payload("text\n")
+    before = list(message.raw_items())
+    written = wire_form(message, header_of(message))
+    assert written.count(b"X-Mailer: me\r\n") == (kind is Adds)
+    assert b"secret" not in written
+    assert b"To: t@" + domain.encode("idna") + b"\r\n" in written
+    assert list(message.raw_items()) == before
+
+
+def test_a_drawn_boundary_beside_a_bcc():
+    message = MIMEMultipart()
+    message["From"], message["To"], message["Bcc"] = "f@x", "Zoë <t@x>", "b@x"
+    message.attach(MIMEText("x"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # BytesWarning, with -b
+        written = wire_form(message, header_of(message))
+    assert b"Bcc" not in written
+    assert written.count(b"boundary=") == 1
+
+
+@pytest.mark.parametrize("message", ["text", None, b"octets", {}, 5])
+def test_what_is_no_message(message):
+    with pytest.raises(AttributeError):
+        smtplib_sends(message)
+    with pytest.raises(AttributeError):
+        messages.envelope_addresses(message, "f@x", ["t@x"], header_of(message))
+
+
+@pytest.mark.parametrize("dates", [[None], [None, None], ["Thu, 1 Jan 1970 00:00:00", None]])
+def test_resent_fields_without_a_date(dates):
+    message = Message()
+    for name in ("From", "To", "Resent-From", "Resent-To"):
+        message[name] = name.lower() + "@x"
+    for date in dates:
+        message["Resent-Date"] = date
+    expected = result_of(smtplib_sends, message)
+    found = result_of(envelope_addresses, message, None, None)
+    assert found == (expected if expected is ValueError else expected[:2])
+
+
+def test_a_message_that_wants_each_field_to_be_there():
+    class Wants(EmailMessage):
+        def __getitem__(self, name):
+            found = super().__getitem__(name)
+            if found is None:
+                raise KeyError(name)
+            return found
+
+    message = Wants()
+    message["Subject"] = "x"
+    assert envelope_addresses(message, "f@x", ["t@x"]) == ("f@x", ["t@x"])

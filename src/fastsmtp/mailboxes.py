@@ -3,13 +3,13 @@
 import re
 
 from .envelope import _PLAIN, ascii_domain, path
-from .merge import WORD_LINE, Place, Text, encoded_words, refuse_controls, shown, split_fields
+from .places import WORD_LINE, Place, Text, encoded_words, refuse_controls, shown, split_fields
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .merge import Values
+    from .places import Values
 
 #: The longest a path is (RFC 5321, section 4.5.3.1.3), without its brackets.
 _LONGEST_ADDRESS = 254
@@ -50,7 +50,7 @@ class Mailbox:
     def write(self, values: "Values", addresses: "list[str]") -> str:
         """Return it as the header has it, and add the address to a list."""
         address = self._address(values)
-        if not _PLAIN.fullmatch(address) or len(address) > _LONGEST_ADDRESS:
+        if not _PLAIN.fullmatch(address) or len(address) > _LONGEST_ADDRESS or "=?" in address:
             address = self._checked(address, values)
         addresses.append(address)
         if self._name is None:
@@ -64,14 +64,9 @@ class Mailbox:
         """Return an address that is not the usual one, its domain in ASCII."""
         try:
             written = ascii_domain(address)
-            if (
-                _ADDR_SPEC.fullmatch(written)
-                and written.isprintable()
-                and len(written.encode()) <= _LONGEST_ADDRESS
-                and path(written) == f"<{written}>"
-            ):
+            reason = _against(written)
+            if not reason:
                 return written
-            reason = "RFC 5322, section 3.4.1; up to 254 octets: RFC 5321, section 4.5.3.1.3"
         except ValueError as error:
             reason = str(error)
         names = self._address.names
@@ -90,6 +85,17 @@ class Mailbox:
         column = len(phrase) - phrase.rfind("\n") - 1 if "\n" in phrase else _PREFIX + len(phrase)
         space = " " if column + len(address) + 4 <= WORD_LINE else "\r\n "
         return f"{phrase}{space}<{address}>"
+
+
+def _against(address: str) -> str:
+    """Return the rule that an address breaks, "" if it breaks none."""
+    if len(address.encode()) > _LONGEST_ADDRESS:
+        return "up to 254 octets: RFC 5321, section 4.5.3.1.3"
+    if "=?" in address:
+        # It is of atext, but there are readers who would decode it and see another address.
+        return "no encoded word may be in one: RFC 2047, section 5"
+    is_one = _ADDR_SPEC.fullmatch(address) and address.isprintable()
+    return "" if is_one and path(address) == f"<{address}>" else "RFC 5322, section 3.4.1"
 
 
 def quoted_string(text: str) -> str:

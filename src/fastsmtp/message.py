@@ -1,5 +1,6 @@
 """From an email.message.Message to an envelope's addresses and to bytes."""
 
+import copy
 from email.utils import formataddr, getaddresses
 
 from . import codec
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .fields import Header
+    from .serializer import Fields
 
     AnyMessage = Message[Any, Any]
 
@@ -38,12 +40,13 @@ def envelope_addresses(
     Raises ValueError if there are several ``Resent-`` blocks, for nothing says
     which of them is the last, or no sender.
     """
+    resent: list[Any] = []
+    if header is None or "resent-date" in header.values:
+        resent = message.get_all("Resent-Date", [])
+    if len(resent) > 1:
+        raise ValueError("message has more than one 'Resent-' header block")
+    prefix = "Resent-" if resent else ""
     addresses = _Addresses(message, header)
-    prefix = ""
-    if addresses.has("Resent-Date"):
-        prefix = "Resent-"
-        if len(message.get_all("Resent-Date", [])) > 1:
-            raise ValueError("message has more than one 'Resent-' header block")
     if from_addr is None:
         senders = addresses.of(prefix + ("Sender" if addresses.has(prefix + "Sender") else "From"))
         if not senders:
@@ -108,14 +111,42 @@ def wire_form(
     itself is not changed.  Raises what email.generator.BytesGenerator does.
     """
 
-    def edit(fields: "list[tuple[str, Any]]") -> "list[tuple[str, Any]]":
+    if header is None:
+        message = _without_bcc(message)
+        if not utf8:
+            _write_domains_in_ascii(message)
+        return serialize_edited(message, None, None, utf8=utf8, seven_bit=seven_bit)
+
+    def edit(fields: "Fields") -> "Fields":
         kept = [field for field in fields if field[0].lower() not in _NOT_SENT]
         return kept if utf8 else [_changed(message, *field) for field in kept]
 
-    stays = header is not None and header.is_ascii and header.values.keys().isdisjoint(_NOT_SENT)
+    stays = header.is_ascii and header.values.keys().isdisjoint(_NOT_SENT)
     return serialize_edited(
         message, header, None if stays else edit, utf8=utf8, seven_bit=seven_bit
     )
+
+
+def _without_bcc(message: "AnyMessage") -> "AnyMessage":
+    """Return a copy of a message of whatever class, made and changed by its own methods."""
+    outgoing = copy.copy(message)
+    for name in _NOT_SENT:
+        del outgoing[name]
+    return outgoing
+
+
+def _write_domains_in_ascii(outgoing: "AnyMessage") -> None:
+    """Do what _changed() does, by a message's own methods."""
+    fields = list(outgoing.raw_items())
+    written = [_in_ascii(name, value) for name, value in fields]
+    if any(text is not None for text in written):
+        for name, _ in fields:
+            del outgoing[name]
+        for (name, value), text in zip(fields, written, strict=True):
+            if text is None:
+                outgoing.set_raw(name, value)
+            else:
+                outgoing[name] = text
 
 
 def _changed(message: "AnyMessage", name: str, value: "Any") -> "tuple[str, Any]":
@@ -126,8 +157,10 @@ def _changed(message: "AnyMessage", name: str, value: "Any") -> "tuple[str, Any]
 
 def _in_ascii(name: str, value: "Any") -> "str | None":
     """Return an address field with its domains in ASCII, or None if it is to stay as it is."""
+    if name.lower().removeprefix("resent-") not in _ADDRESS_FIELDS:
+        return None
     text = str(value)
-    if text.isascii() or name.lower().removeprefix("resent-") not in _ADDRESS_FIELDS:
+    if text.isascii():
         return None
     pairs = getaddresses([text])
     addresses = [address for _, address in pairs]

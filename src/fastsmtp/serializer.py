@@ -37,7 +37,8 @@ _METHODS = frozenset(
     (
         "get", "get_boundary", "get_content_maintype", "get_content_subtype", "get_content_type",
         "get_default_type", "get_param", "get_params", "get_payload", "is_multipart", "raw_items",
-        "set_boundary", "__contains__", "__getitem__", "_get_params_preserve", "_write_headers",
+        "set_boundary", "__contains__", "__copy__", "__delitem__", "__getitem__",
+        "_get_params_preserve", "_write_headers",
     )
 )  # fmt: skip
 _TYPE = re.compile(r"([A-Za-z0-9.+-]+)/([A-Za-z0-9.+-]+)[ \t]*(?:\r?\n[ \t]+)?(?:;|\Z)")

@@ -11,7 +11,8 @@ from email.utils import getaddresses
 from html import escape
 
 from .mailboxes import Addresses, quoted_string, read_addresses
-from .merge import (
+from .outgoing import Message
+from .places import (
     Base64,
     Place,
     Structured,
@@ -22,7 +23,6 @@ from .merge import (
     split_fields,
     text_of,
 )
-from .outgoing import Message
 from .serializer import serialize
 
 TYPE_CHECKING = False
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from email.policy import Policy
     from typing import Any, NoReturn
 
-    from .merge import Values
     from .message import AnyMessage
     from .options import Options
+    from .places import Values
 
     Value = str | int | float | Decimal
     Pieces = list[bytes | Place]
@@ -47,8 +47,8 @@ _STRUCTURED = {
 }  # fmt: skip
 #: Fields that people read: a word too long for a line need not stay as it is.
 _READ = {"subject", "comments", "content-description"}
-#: Texts in which "<" and "&" mean something.
-_MARKUP = {"text/html", "text/x-amp-html", "text/xml"}
+#: How the types of texts end in which "<" and "&" mean something.
+_MARKUP = ("html", "xml")
 #: What no line of quoted-printable has: "=" and not two digits after it.
 _SAFE_BOUNDARY = re.compile("=[^0-9A-F]|=.[^0-9A-F]")
 # Quoted strings go by as they are: no encoded word is in one (RFC 2047, section 5, rule 3).
@@ -238,8 +238,22 @@ def _part(
     """Return a part as it is written.
 
     *addressed* is given for the message itself: what its address fields hold,
-    to be filled in.
+    to be filled in.  Raises ValueError for what cannot be read.
     """
+    try:
+        return _written(part, policy, addressed)
+    except ValueError:
+        raise
+    except Exception:
+        _check_fields(part)
+        raise
+
+
+def _written(
+    part: "AnyMessage",
+    policy: "Policy[Any]",
+    addressed: "dict[str, Addresses | list[str]] | None",
+) -> "Pieces":
     shell = copy.copy(part)
     del shell[""]  # this also gives the copy a field list of its own
     text = _text(part)
@@ -257,6 +271,24 @@ def _part(
     opening, closing = f"--{boundary}\r\n".encode(), f"\r\n--{boundary}--\r\n".encode()
     preamble, _, epilogue = rest.partition(opening + closing)
     return [*header, preamble + opening, *inner, closing + epilogue]
+
+
+def _check_fields(part: "AnyMessage") -> None:
+    """Raise ValueError for a header field that the parser of the part's policy fails at.
+
+    It has errors of many kinds for them: for ``Cc: <a@[b`` an AttributeError.
+    """
+    for name, raw in part.raw_items():
+        if _is_address_field(name) and "{{" in str(raw):
+            continue  # read by a parser of our own
+        try:
+            part.policy.header_fetch_parse(name, raw)
+        except Exception:
+            raise _unreadable(name, raw) from None
+
+
+def _unreadable(name: str, value: object) -> ValueError:
+    return ValueError(f"the {name} field cannot be read (RFC 5322, section 3.6): {str(value)!r}")
 
 
 def _check_unsigned(part: "AnyMessage", policy: "Policy[Any]") -> None:
@@ -306,7 +338,7 @@ def _text(part: "AnyMessage") -> "list[str] | None":
 
 def _write_text(shell: "AnyMessage", pieces: "list[str]", alone: bool) -> "Pieces":
     """Return a text's body, and put into the header how it is written."""
-    markup = shell.get_content_type() in _MARKUP
+    markup = shell.get_content_subtype().endswith(_MARKUP)
     base64 = str(shell.get("Content-Transfer-Encoding", "")).strip().lower() == "base64"
     if "Content-Type" in shell:
         shell.set_param("charset", "utf-8", replace=True)
@@ -341,28 +373,31 @@ def _header(
     for name, _ in rows:
         del shell[name]
     pieces: Pieces = []
-    shown_places = []
+    shown = []
     for (name, raw), place in zip(rows, places, strict=True):
         lower = name.lower()
-        if addressed is not None and lower in _HIDDEN:
-            if place:
-                pieces.append(place)  # for its addresses
-            continue
-        # The serializer reads Content-Type; of the others nothing but the line is of interest.
-        shell.set_raw(name, raw if place is None or lower == "content-type" else "x")
-        shown_places.append(place)
+        if addressed is None or lower not in _HIDDEN:
+            # The serializer reads Content-Type; of the others only the line is of interest.
+            shell.set_raw(name, raw if place is None or lower == "content-type" else "x")
+            shown.append(place)
+        elif place:
+            pieces.append(place)  # for its addresses
+    lines, rest = _serialized(shell, policy)
+    # There may be one line more: the serializer adds a Content-Transfer-Encoding.
+    shown += [None] * (len(lines) - len(shown))
+    pieces += [place or line for place, line in zip(shown, lines, strict=True)]
+    return [*pieces, b"\r\n"], rest
+
+
+def _serialized(part: "AnyMessage", policy: "Policy[Any]") -> "tuple[list[bytes], bytes]":
+    """Return the fields of a part's header as they are written, and its body."""
     try:
-        written = serialize(shell, policy=policy, mangle_from_=False)
+        written = serialize(part, policy=policy, mangle_from_=False)
     except (LookupError, UnicodeError):
         # A text that is not in its charset has no form but its own octets.
-        written = serialize(shell, policy=policy.clone(cte_type="8bit"), mangle_from_=False)
-    head, _, rest = (b"\r\n" + written).partition(b"\r\n\r\n")
-    lines = re.split(rb"\r\n(?![ \t])", head)[1:]
-    # There may be one line more: the serializer adds a Content-Transfer-Encoding.
-    shown_places += [None] * (len(lines) - len(shown_places))
-    for place, line in zip(shown_places, lines, strict=True):
-        pieces.append(place or line + b"\r\n")
-    return [*pieces, b"\r\n"], rest
+        written = serialize(part, policy=policy.clone(cte_type="8bit"), mangle_from_=False)
+    head, _, body = (b"\r\n" + written).partition(b"\r\n\r\n")
+    return [line + b"\r\n" for line in re.split(rb"\r\n(?![ \t])", head)[1:]], body
 
 
 def _note_addresses(
@@ -383,8 +418,11 @@ def _is_address_field(name: str) -> bool:
 
 
 def _fixed_addresses(policy: "Policy[Any]", name: str, raw: "Any") -> "list[str]":
-    value = policy.header_fetch_parse(name, raw)
-    return [address for _, address in getaddresses([str(value)]) if address]
+    text = str(policy.header_fetch_parse(name, raw))
+    found = [address for _, address in getaddresses([text]) if address]
+    if not found and re.search(r"[^\s,]", text) and ":" not in text:
+        raise _unreadable(name, raw)  # it is no empty group either
+    return found
 
 
 def _place(shell: "AnyMessage", name: str, raw: "Any", top: bool) -> "Place | None":

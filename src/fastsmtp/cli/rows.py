@@ -20,6 +20,7 @@ COUNTED_OCTETS = 64 << 20
 
 _ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NOT_UTF_8 = 'is not text in UTF-8 (from a spreadsheet it has to be saved as "CSV UTF-8")'
 
 
 class Row(NamedTuple):
@@ -103,27 +104,49 @@ def _begin_csv(name: str, file: IO[bytes]) -> tuple[list[str], Iterator[Row]]:
     if header is None:
         raise Failure(f"{name} is empty: a CSV file begins with the names of its columns", NO_INPUT)
     if not _is_utf8("".join(header)):
-        raise Failure(f"{name} is not text in UTF-8", NO_INPUT)
+        raise Failure(f"{name} {_NOT_UTF_8}", NO_INPUT)
     columns = [cell.strip() for cell in header]
     return columns, (_csv_row(line, columns, cells) for line, cells in rows)
 
 
 def _csv_rows(name: str, file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
     """Yield the line where a row begins, and its cells; empty lines are none."""
-    reader = csv.reader(_decoded(file), strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
+    line = 1
+    try:
+        first, lines = _begun(_decoded(file))
+        reader = csv.reader(lines, delimiter=_delimiter(first), strict=True)
+        while True:
+            line = reader.line_num + 1
             cells = next(reader, None)
-        except csv.Error as error:
-            # Where the next row begins is anybody's guess.
-            raise Failure(f"{name}: line {line}: {error}", NO_INPUT) from None
-        except OSError as error:
-            raise Failure(f"{name}: {error.strerror}", NO_INPUT) from None
-        if cells is None:
-            return
-        if cells:
-            yield line, cells
+            if cells is None:
+                return
+            if cells:
+                yield line, cells
+    except csv.Error as error:
+        # Where the next row begins is anybody's guess.
+        raise Failure(f"{name}: line {line}: {error}", NO_INPUT) from None
+    except OSError as error:
+        raise Failure(f"{name}: {error.strerror}", NO_INPUT) from None
+
+
+def _begun(lines: Iterator[str]) -> tuple[str, Iterator[str]]:
+    """Return the first line that is not empty, and all of them."""
+    passed = [""]
+    while not passed[-1].strip("\r\n"):
+        line = next(lines, None)
+        if line is None:
+            break
+        passed.append(line)
+    return passed[-1], chain(passed[1:], lines)
+
+
+def _delimiter(header: str) -> str:
+    """Return what stands between the cells of a CSV file.
+
+    It is a comma; but where numbers have decimal commas, spreadsheet programs
+    write semicolons.  No name that a template can have has any of these in it.
+    """
+    return next((mark for mark in ",;\t" if mark in header), ",")
 
 
 def _decoded(file: IO[bytes]) -> Iterator[str]:
@@ -140,7 +163,7 @@ def _csv_row(line: int, columns: list[str], cells: list[str]) -> Row:
         error = f"the row has {len(cells)} cells, and the header has {len(columns)}"
         return Row(line, text, {}, error)
     if not _is_utf8("".join(cells)):
-        return Row(line, text, {}, "the row is not text in UTF-8")
+        return Row(line, text, {}, f"the row {_NOT_UTF_8}")
     fields = dict(zip(columns, cells, strict=True))
     fields.pop("", None)
     return Row(line, text, fields)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     Values = dict[str, str]
 
 _FIELD = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
+#: What was meant as a field, perhaps, where two braces are.
+_MEANT = re.compile(r"\{\{[^\n}]{0,30}\}*")
 #: A line of a header field should not be longer (RFC 5322, section 2.1.1), nor may it be.
 _LINE, _LONGEST = 78, 998
 #: The same for a line with an encoded word in it (RFC 2047, section 2).
@@ -52,8 +54,8 @@ def split_fields(text: str, where: str) -> "list[str]":
         match = _FIELD.match(text, position)
         if not match:
             raise ValueError(
-                f"{text[position : position + 30]!r} in {where} is no field: in the braces stands "
-                "one name of ASCII letters, digits and underscores"
+                f"{_MEANT.findall(text, position)[0]!r} in {where} is no field: in the braces "
+                "stands one name of ASCII letters, digits and underscores"
             )
         position = text.find("{{", match.end())
     return _FIELD.split(text)
@@ -188,25 +190,32 @@ class Structured(Place):
 
     def write(self, values: "Values") -> bytes:
         for name in self.names:
-            value = values[name]
-            if not _DOT_ATEXT.fullmatch(value) or "=?" in value:
-                raise ValueError(
-                    f"field {name!r} of {self._prefix[:-2]} is {shown(value)}: only ASCII letters, "
-                    "digits, dots and !#$%&'*+-/=?^_`{|}~ may stand there, one at least (atext: "
-                    "RFC 5322, section 3.2.3)"
-                )
-            if self._parameters and _TSPECIAL.search(value):
-                raise ValueError(
-                    f"field {name!r} of {self._prefix[:-2]} is {shown(value)}: '/', '=' and '?' "
-                    "may not stand there (RFC 2045, section 5.1)"
-                )
+            self._check(name, values[name])
         folded = _fold(self._prefix, self._text(values), _LONGEST)
         if folded is None:
             raise ValueError(f"{self._prefix[:-2]} is too long: a line has up to 998 characters")
         return folded.encode("ascii")
 
+    def _check(self, name: str, value: str) -> None:
+        if not _DOT_ATEXT.fullmatch(value):
+            rule = (
+                "only ASCII letters, digits, dots and !#$%&'*+-/=?^_`{|}~ may stand there, "
+                "one at least (atext: RFC 5322, section 3.2.3)"
+            )
+        elif "=?" in value:
+            rule = "'=?' would begin an encoded word (RFC 2047, section 5)"
+        elif self._parameters and _TSPECIAL.search(value):
+            rule = "'/', '=' and '?' may not stand there (RFC 2045, section 5.1)"
+        else:
+            return
+        raise ValueError(f"field {name!r} of {self._prefix[:-2]} is {shown(value)}: {rule}")
+
 
 def refuse_controls(prefix: str, names: "tuple[str, ...]", values: "Values") -> None:
+    """Raise ValueError if one of the values has a control character.
+
+    *prefix* is the header field's name, a colon and a space.
+    """
     for name in names:
         found = _CONTROL.search(values[name])
         if found:
@@ -275,8 +284,8 @@ def _word(text: str, base64: bool) -> str:
 # -- bodies -----------------------------------------------------------------------
 
 
-class Line(Place):
-    """Text between two line breaks, or less, in quoted-printable (RFC 2045, section 6.7)."""
+class _OfText(Place):
+    """A piece of a text; with *markup* its values are escaped."""
 
     __slots__ = ("_text", "markup")
 
@@ -284,6 +293,12 @@ class Line(Place):
         self._text = Text(pieces)
         self.names = self._text.names
         self.markup = markup
+
+
+class Line(_OfText):
+    """Text between two line breaks, or less, in quoted-printable (RFC 2045, section 6.7)."""
+
+    __slots__ = ()
 
     def write(self, values: "Values") -> bytes:
         text = self._text(values)
@@ -293,7 +308,7 @@ class Line(Place):
         return octets if len(octets) <= 76 else octets.replace(b"\n", b"\r\n")
 
 
-class ContinuedLine(Line):
+class ContinuedLine(_OfText):
     """The same, but the line goes on after it."""
 
     __slots__ = ()
@@ -302,15 +317,10 @@ class ContinuedLine(Line):
         return quoted_printable(self._text(values), continued=True)
 
 
-class Base64(Place):
+class Base64(_OfText):
     """A whole text in base64 (RFC 2045, section 6.8)."""
 
-    __slots__ = ("_text", "markup")
-
-    def __init__(self, pieces: "Sequence[str]", *, markup: bool) -> None:
-        self._text = Text(pieces)
-        self.names = self._text.names
-        self.markup = markup
+    __slots__ = ()
 
     def write(self, values: "Values") -> bytes:
         # Line breaks become CRLF before they are encoded (RFC 2045, section 6.8).

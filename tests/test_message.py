@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import email
 import email.policy
+import re
 import smtplib
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from email.header import Header
 from email.message import EmailMessage, Message
 from email.mime.multipart import MIMEMultipart
@@ -16,7 +18,9 @@ from email.utils import getaddresses
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support import ModelServer
 
+import fastsmtp
 from fastsmtp import message as messages
 from fastsmtp.message import header_of, wire_form
 
@@ -475,3 +479,49 @@ def test_a_message_that_wants_each_field_to_be_there():
     message = Wants()
     message["Subject"] = "x"
     assert envelope_addresses(message, "f@x", ["t@x"]) == ("f@x", ["t@x"])
+
+
+# -- one message, sent from many threads --------------------------------------
+
+
+def shared_message():
+    """A message with all that BytesGenerator changes while it writes: see test_serializer.py."""
+    inner = MIMEMultipart()
+    inner.attach(email.message_from_bytes(b"Content-Type: text/plain\n\nFrom caf\xc3\xa9\n"))
+    message = MIMEMultipart(policy=email.policy.default)
+    for name, value in (("From", "f@x"), ("To", "Ann <t@x>"), ("Bcc", "secret@x")):
+        message[name] = value
+    message.attach(inner)
+    return message, inner
+
+
+def in_threads(count, call):
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(lambda _: call(), range(count * 4)))
+
+
+@pytest.mark.parametrize("by", ["SMTP", "Mailer"])
+def test_one_message_sent_from_eight_threads(by):
+    message, inner = shared_message()
+    before = list(message.raw_items()), list(inner.raw_items()), inner.get_payload(0).get_payload()
+    policies = message.policy, inner.policy
+
+    def by_smtp():
+        with fastsmtp.SMTP(server.host, server.port, "localhost", timeout=5) as client:
+            return client.send_message(message)
+
+    with ModelServer() as server:
+        if by == "SMTP":
+            assert in_threads(8, by_smtp) == [{}] * 32
+        else:
+            with fastsmtp.Mailer(server.host, server.port, connections=4) as mailer:
+                deliveries = in_threads(8, lambda: mailer.send(message))
+            assert {delivery.status for delivery in deliveries} == {"accepted"}
+    written = {re.sub(rb"=+\d+==", b"boundary", each.data) for each in server.messages}
+    assert len(server.messages) == 32
+    assert len(written) == 1
+    assert b"\r\n>From caf\xc3\xa9\r\n" in written.pop()
+    assert all(each.recipients == ["t@x", "secret@x"] for each in server.messages)
+    after = list(message.raw_items()), list(inner.raw_items()), inner.get_payload(0).get_payload()
+    assert after == before
+    assert (message.policy, inner.policy) == policies

@@ -55,6 +55,16 @@ def drive(operation, answer, owed=0):
     replies = deque(answer(None) if owed else ())
     played = SimpleNamespace(result=None, error=None, sent=[], verbs=[], owed=owed, tls=0)
     step, argument = operation.send, None
+
+    def take(most):
+        # As few at a time as there may be: it must not matter.
+        assert played.owed == most
+        played.owed -= 1
+        reply = replies.popleft()
+        return (
+            (reply, operation.throw) if isinstance(reply, Exception) else ([reply], operation.send)
+        )
+
     try:
         while True:
             effect = step(argument)
@@ -64,18 +74,13 @@ def drive(operation, answer, owed=0):
                 played.verbs.append(effect.verb)
                 played.owed += effect.replies
                 replies.extend(answer(effect))
+                if effect.most:
+                    argument, step = take(effect.most)
             elif effect is START_TLS:
                 assert played.owed == 0
                 played.tls += 1
             elif isinstance(effect, Replies):
-                # As few at a time as there may be: it must not matter.
-                assert played.owed == effect.most
-                played.owed -= 1
-                argument = replies.popleft()
-                if isinstance(argument, Exception):
-                    step = operation.throw
-                else:
-                    argument = [argument]
+                argument, step = take(effect.most)
             else:
                 assert effect is NEED_REPLY
                 assert played.owed > 0, "waits for a reply that nobody owes"

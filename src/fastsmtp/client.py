@@ -970,6 +970,8 @@ class SMTP(_smtplib.SMTP):
                         for buffer in effect.buffers:
                             sys.audit("smtplib.send", self, buffer)
                         wire.write(effect.buffers, effect.replies, message=effect.verb == ".")
+                        if effect.most:
+                            reply = wire.read_replies(effect.most)
                 except (SMTPException, OSError) as problem:
                     error = self._failure(problem)
         except StopIteration as done:

@@ -36,15 +36,17 @@ class Send:
     """Write *buffers*, which will bring *replies* replies.
 
     *verb* names what is written: the command's verb, "" for an answer to a
-    challenge, "." for message data.
+    challenge, "." for message data.  With *most*, read replies then, too, as
+    after Replies(most).
     """
 
-    __slots__ = ("buffers", "replies", "verb")
+    __slots__ = ("buffers", "most", "replies", "verb")
 
-    def __init__(self, buffers: "Sequence[Buffer]", replies: int, verb: str) -> None:
+    def __init__(self, buffers: "Sequence[Buffer]", replies: int, verb: str, most: int = 0) -> None:
         self.buffers = buffers
         self.replies = replies
         self.verb = verb
+        self.most = most
 
 
 class Replies:
@@ -351,13 +353,15 @@ def _in_a_flight(
     envelope: "Envelope | Flight", payload: "Sequence[Buffer]", lmtp: bool, outcome: Outcome
 ) -> "Operation[Outcome]":
     left = envelope.count + 2
-    yield Send((envelope.flight,), left, "MAIL")
-    while left:
-        replies: list[Reply] = yield Replies(left)
+    replies: list[Reply] = yield Send((envelope.flight,), left, "MAIL", left)
+    while True:
         outcome.take_flight(replies, envelope.count)
+        left -= len(replies)
         if outcome.closing:
             return outcome
-        left -= len(replies)
+        if not left:
+            break
+        replies = yield Replies(left)
     yield from _finish(outcome, envelope, payload, lmtp)
     return outcome
 

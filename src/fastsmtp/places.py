@@ -28,8 +28,9 @@ _AROUND = len("=?utf-8?q??=")
 _NEAR = 60
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _DOT_ATEXT = re.compile(r"[\w!#$%&'*+/=?^`{|}~.-]+", re.ASCII)
-#: What of those a parameter's value may not have unquoted (RFC 2045, section 5.1).
-_TSPECIAL = re.compile("[/=?]")
+#: What of those a parameter may not have unquoted (RFC 2045, section 5.1), and an extended
+#: parameter, which is decoded, at all (RFC 2231, section 7).
+_NOT_IN_PARAMETERS, _NOT_IN_EXTENDED = "/=?", "%'*"
 _SPACED_WORD = re.compile("[ \t]*[^ \t]+")
 #: How each octet stands in an encoded word, also within a phrase (RFC 2047, section 5, rule 3).
 _Q = [
@@ -178,7 +179,7 @@ class Unstructured(Place):
 class Structured(Place):
     """A structured field other than addresses: values are of dots and atext, and ASCII."""
 
-    __slots__ = ("_parameters", "_prefix", "_text")
+    __slots__ = ("_forbidden", "_prefix", "_text")
 
     def __init__(self, header: str, pieces: "Sequence[str]") -> None:
         if not all(fixed.isascii() and not _CONTROL.search(fixed) for fixed in pieces[::2]):
@@ -186,7 +187,10 @@ class Structured(Place):
         self._text = Text(pieces)
         self.names = self._text.names
         self._prefix = header + ": "
-        self._parameters = header.lower().startswith("content-")
+        self._forbidden = ""
+        if header.lower().startswith("content-"):
+            extended = any("*=" in fixed for fixed in pieces[::2])
+            self._forbidden = _NOT_IN_PARAMETERS + (_NOT_IN_EXTENDED if extended else "")
 
     def write(self, values: "Values") -> bytes:
         for name in self.names:
@@ -204,8 +208,11 @@ class Structured(Place):
             )
         elif "=?" in value:
             rule = "'=?' would begin an encoded word (RFC 2047, section 5)"
-        elif self._parameters and _TSPECIAL.search(value):
-            rule = "'/', '=' and '?' may not stand there (RFC 2045, section 5.1)"
+        elif not set(value).isdisjoint(self._forbidden):
+            rule = (
+                f"none of {self._forbidden} may stand there "
+                "(RFC 2045, section 5.1; RFC 2231, section 7)"
+            )
         else:
             return
         raise ValueError(f"field {name!r} of {self._prefix[:-2]} is {shown(value)}: {rule}")

@@ -39,7 +39,10 @@ if TYPE_CHECKING:
     Value = str | int | float | Decimal
     Pieces = list[bytes | Place]
 
-_ADDRESSES = {"from", "sender", "reply-to", "to", "cc", "bcc"}
+_ADDRESSES = {
+    "from", "sender", "reply-to", "to", "cc", "bcc",
+    "disposition-notification-to", "return-receipt-to", "mail-followup-to", "mail-reply-to",
+}  # fmt: skip
 _HIDDEN = {"bcc", "resent-bcc"}
 _STRUCTURED = {
     "date", "resent-date", "message-id", "resent-message-id", "in-reply-to", "references",
@@ -70,7 +73,8 @@ class Template:
 
     Raises TypeError for what is no message; ValueError for ``{{`` that begins
     no field, a field where none can stand (in a group, a comment, a boundary,
-    a signed part), no sender or no recipient.  See docs/mail-merge.md.
+    a signed part), no sender or no recipient, a header field that cannot be
+    read.  See docs/mail-merge.md.
     """
 
     __slots__ = (
@@ -195,14 +199,18 @@ def _envelope(
     blocks = len(message.get_all("Resent-Date", []))
     if blocks > 1:
         raise ValueError("the template has more than one 'Resent-' header block")
-    prefix = "resent-" if blocks else ""
-    sender = addressed.get(prefix + "sender", addressed.get(prefix + "from"))
+    prefix = "Resent-" if blocks else ""
+    of = {name: addressed.get((prefix + name).lower()) for name in ("From", "To", "Bcc", "Cc")}
+    sender = addressed.get((prefix + "Sender").lower(), of["From"])
     if not sender:
-        raise ValueError("the template has no sender: no address in From or Sender")
-    fields = [addressed.get(prefix + name) for name in ("to", "bcc", "cc")]
-    recipients = [field for field in fields if field]
+        raise ValueError(
+            f"the template has no sender: no address in {prefix}From or {prefix}Sender"
+        )
+    recipients = [field for field in (of["To"], of["Bcc"], of["Cc"]) if field]
     if not recipients:
-        raise ValueError("the template has no recipient: no address in To, Cc or Bcc")
+        raise ValueError(
+            f"the template has no recipient: no address in {prefix}To, {prefix}Cc or {prefix}Bcc"
+        )
     return sender, recipients
 
 

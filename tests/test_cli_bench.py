@@ -131,14 +131,27 @@ def receiver():
     ready = threading.Event()
     loop = asyncio.new_event_loop()
 
+    opened: set = set()
+
+    class Visited(Receiver):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            opened.add(transport)
+            super().connection_made(transport)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            opened.discard(self._transport)
+
     async def main() -> None:
-        server = await loop.create_server(lambda: Receiver(received), "127.0.0.1", 0)
+        server = await loop.create_server(lambda: Visited(received), "127.0.0.1", 0)
         ports.append(server.sockets[0].getsockname()[1])
         loop.stopped = asyncio.Event()
         ready.set()
         await loop.stopped.wait()
         server.close()
-        await asyncio.sleep(0.1)  # for the last connections to end
+        while opened or len(asyncio.all_tasks()) > 1:  # one may just have been accepted
+            for transport in list(opened):
+                transport.abort()
+            await asyncio.sleep(0)
 
     thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
     thread.start()

@@ -223,8 +223,10 @@ def test_the_end_of_the_stream_at_each_byte():
         result, step = send_to_both(server)
         # What is cut counts as a reply, as with smtplib: "35" is a refusal of DATA.
         whole = len(stream) - len(GO)
-        refused = (DATA, int(stream[whole:end]), b"") if whole < end < whole + 3 else None
-        assert result[0] is DISCONNECTED or result == refused
+        if whole < end < whole + 3:
+            assert result == (DATA, int(stream[whole:end]), b"")
+        else:
+            assert result[0] is DISCONNECTED
         assert step is None or step[0] is DISCONNECTED
 
 
@@ -404,9 +406,10 @@ def test_other_classes_of_messages(kind):
     assert what_is_sent(fastsmtp, filled(kind())) == what_is_sent(smtplib, filled(kind()))
 
 
-@pytest.mark.parametrize("name", ["To", "Cc", "Bcc", "Resent-To", "Subject"])
+@pytest.mark.parametrize("name", ["To", "Cc", "Bcc", "Resent-Date", "Resent-To", "Subject"])
 def test_a_field_that_holds_nothing(name):
     message = filled(Message())
+    message["Resent-From"], message["Resent-To"] = "again@example.org", "c@example.org"
     del message[name]
     message[name] = None  # type: ignore[assignment] - as the legacy policy takes it
     assert what_is_sent(fastsmtp, message) == what_is_sent(smtplib, message)

@@ -1018,9 +1018,9 @@ _hooks = operator.attrgetter(*sorted(_HOOKS))
 SMTP._own_hooks = _hooks(SMTP)
 
 
-def _flight(sender: str, recipients: "list[str]", options: "Sequence[str]") -> "Flight | None":
-    """Return the envelope if all its addresses are plain, and written by us."""
-    if _api.quoteaddr is not quoteaddr or not isinstance(sender, str):
+def _flight(sender: "Any", recipients: "list[str]", options: "Sequence[str]") -> "Flight | None":
+    """Return the envelope if all its addresses are plain."""
+    if not isinstance(sender, str):
         return None
     parameters = " " + " ".join(options) if options else ""
     commands = codec.envelope_commands(sender, recipients, parameters, "", _VERBS.mail, _VERBS.rcpt)

@@ -95,7 +95,11 @@ class Style:
         #: Fields that were written before, with what comes before and after something in them.
         self.lines: dict[tuple[str, str, bool], tuple[bytes, bytes]] = {}
         self.compat32 = type(policy) is Compat32
-        self.known = type(policy) in (Compat32, EmailPolicy) and _METHODS.isdisjoint(vars(policy))
+        self.known = (
+            type(policy) in (Compat32, EmailPolicy)
+            and policy.linesep in ("\r\n", "\n", "\r")
+            and _METHODS.isdisjoint(vars(policy))
+        )
         #: The longest line of a field, in characters.
         self.limit = policy.max_line_length or (1_000_000 if self.compat32 else sys.maxsize)
         #: The longest that a line of a field that was not parsed may be to stay as it is.

@@ -1,6 +1,7 @@
 """From an email.message.Message to an envelope's addresses and to bytes."""
 
 import copy
+from email.policy import Compat32
 from email.utils import formataddr, getaddresses
 
 from . import codec
@@ -60,11 +61,13 @@ def envelope_addresses(
 class _Addresses:
     """The addresses in a message's fields."""
 
-    __slots__ = ("_message", "_values")
+    __slots__ = ("_decodes", "_message", "_values")
 
     def __init__(self, message: "AnyMessage", header: "Header | None") -> None:
         self._message = message
         self._values = None if header is None else header.values
+        #: Whether encoded words are decoded when a field is asked for, which may fail.
+        self._decodes = header is not None and type(message.policy) is not Compat32
 
     def has(self, name: str) -> bool:
         """Say whether there is such a field."""
@@ -89,6 +92,8 @@ class _Addresses:
         for name in names:
             value = self._values.get(name.lower())
             if value is not None:
+                if self._decodes and type(value) is str and "=?" in value:
+                    return None
                 addresses = codec.plain_addresses(value)
                 if addresses is None:
                     return None

@@ -35,7 +35,8 @@ _MOST = 1 << 18
 # What decides how a message is written: a class that has its own is left to the email package.
 _METHODS = frozenset(
     (
-        "get", "get_boundary", "get_content_maintype", "get_content_subtype", "get_content_type",
+        "get", "get_all", "get_boundary", "get_content_maintype", "get_content_subtype",
+        "get_content_type",
         "get_default_type", "get_param", "get_params", "get_payload", "is_multipart", "raw_items",
         "set_boundary", "__contains__", "__copy__", "__delitem__", "__getitem__",
         "_get_params_preserve", "_write_headers",
@@ -377,7 +378,7 @@ class _Walk:
         octets = boundary.encode("ascii")
         if any(_holds(piece, boundary, octets) for pieces in written for piece in pieces):
             texts = [codec.assemble(each, self._style.newline, self._mangle) for each in written]
-            lines = {line for text in texts for line in text.split(b"\n")}
+            lines = {line.rstrip(b"\r") for text in texts for line in text.split(b"\n")}
             counter = 0
             while not lines.isdisjoint((b"--%b" % octets, b"--%b--" % octets)):
                 unique = f"{boundary}.{counter}"

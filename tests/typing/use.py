@@ -88,8 +88,7 @@ def letters(letter: EmailMessage, rows: list[dict[str, str]]) -> Iterator[Messag
 
 
 def as_octets(letter: EmailMessage, received: AnyEmailMessage, file: io.BytesIO) -> bytes:
-    for buffer in serialize_buffers(letter, linesep="\n", policy=letter.policy):
-        file.write(buffer)
+    file.writelines(serialize_buffers(letter, linesep="\n", policy=letter.policy))
     return serialize(received, mangle_from_=False)
 
 

@@ -205,8 +205,8 @@ COMMANDS = "".join([f"RCPT TO:<{address}>\r\n" for address in RECIPIENTS]).encod
 PATHS = {
     "smtplib": (partial(of_each, smtplib.quoteaddr, RECIPIENTS), "quoted"),
     "`quoteaddr`": (partial(of_each, fastsmtp.quoteaddr, RECIPIENTS), "quoted"),
-    "`sendmail`'s commands": (lambda: Envelope("", RECIPIENTS).rcpts, "commands"),
-    "the Mailer's commands": (partial(fastsmtp.codec.envelope_commands, "", RECIPIENTS), "flight"),
+    "commands, if not all are plain": (lambda: Envelope("", RECIPIENTS).rcpts, "commands"),
+    "commands": (partial(fastsmtp.codec.envelope_commands, "", RECIPIENTS), "flight"),
 }
 TO_COMMANDS = {
     "quoted": lambda paths: "".join([f"RCPT TO:{path}\r\n" for path in paths]).encode(),

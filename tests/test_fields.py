@@ -5,13 +5,15 @@ from __future__ import annotations
 import email.headerregistry
 from email.headerregistry import BaseHeader, UniqueUnstructuredHeader
 from email.message import EmailMessage, Message
-from email.policy import EmailPolicy, default
+from email.mime.multipart import MIMEMultipart
+from email.mime.text import MIMEText
+from email.policy import EmailPolicy, compat32, default
 
 import pytest
 
 from fastsmtp import fields, serializer
 from fastsmtp.fields import Header, Style
-from fastsmtp.serializer import header_of, serialize
+from fastsmtp.serializer import header_of, serialize, serialize_buffers
 
 
 def test_what_is_usual_needs_no_policy():
@@ -79,3 +81,31 @@ def test_a_header_that_others_may_see_otherwise(unusual):
     if unusual == "object":
         message.raw_items = list
     assert header_of(message) is None
+
+
+@pytest.mark.parametrize("limit", [float("inf"), 78.5, 10**30, 2**63, -1, -(2**63), True])
+@pytest.mark.parametrize("policy", [default, compat32], ids=["default", "compat32"])
+def test_limits_that_are_odd(policy, limit):
+    message = Message(policy=policy.clone(max_line_length=limit))
+    message["Subject"] = "word " * 20 + "word"
+    message["To"] = "a@example.org"
+    results = []
+    for write in (serialize, lambda each: each.as_bytes(policy=each.policy.clone(linesep="\r\n"))):
+        try:
+            results.append(write(message))
+        except Exception as error:
+            results.append(type(error))
+    assert results[0] == results[1]
+
+
+def test_buffers_are_neither_many_nor_large_nor_empty():
+    message = MIMEMultipart(boundary="b")
+    for _ in range(40):
+        message.attach(MIMEText("x" * 99 + "\n" * 2000))
+    message.attach(MIMEText("y" * 2_000_000))
+    buffers = list(serialize_buffers(message))
+    assert b"".join(buffers) == serialize(message)
+    assert max(map(len, buffers)) <= 2 << 18
+    assert min(map(len, buffers)) > 0
+    assert len(buffers) < 20
+    assert all(serialize_buffers(Message()))

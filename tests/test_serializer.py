@@ -955,16 +955,8 @@ def test_a_boundary_is_not_in_the_text(linesep):
             inner.attach(without_boundary("c", parts=0))
             outer = without_boundary(made)
             outer.attach(MIMEMessage(inner))
-            for each in (message, outer):
-                if linesep == "\r\n":
-                    # BytesGenerator overlooks a boundary before CR LF in many versions.
-                    parts = outcome(serialize, each, linesep=linesep)[0]
-                    drawn = re.search(rb'boundary="(.*?)"', parts)[1]
-                    assert len(re.findall(rb"(?m)^--%b\r$" % re.escape(drawn), parts)) == len(
-                        each.get_payload()
-                    )
-                else:
-                    check(each, linesep=linesep)
+            check(message, linesep=linesep)
+            check(outer, linesep=linesep)
 
 
 @pytest.mark.parametrize("policy", ALL_POLICIES)

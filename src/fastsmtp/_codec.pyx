@@ -10,12 +10,13 @@ one commit.
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.dict cimport PyDict_GetItem
-from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.dict cimport PyDict_GetItemWithError
 from cpython.ref cimport PyObject
 from cpython.unicode cimport (
+    PyUnicode_DATA,
     PyUnicode_GET_LENGTH,
-    PyUnicode_READ_CHAR,
+    PyUnicode_KIND,
+    PyUnicode_READ,
     PyUnicode_Substring,
 )
 from libc.stdlib cimport free, malloc, realloc
@@ -207,6 +208,7 @@ cdef extern from *:
     ) noexcept nogil
     const unsigned char *fastsmtp_latin1(object text, Py_ssize_t *size)
     void fastsmtp_wipe(char *p, Py_ssize_t n) noexcept nogil
+    const Py_ssize_t PY_SSIZE_T_MAX
 
 
 IMPLEMENTATION = "c"
@@ -294,7 +296,7 @@ def assemble(list pieces not None, bytes newline not None, bint mangle_from):
     Raises UnicodeEncodeError for text outside Latin-1, TypeError for a piece of
     another kind.
     """
-    cdef Py_ssize_t total = 0
+    cdef Py_ssize_t total = 0, size
     cdef list ready = []
     cdef _Message text
     for piece in pieces:
@@ -307,13 +309,17 @@ def assemble(list pieces not None, bytes newline not None, bint mangle_from):
             if newline != b"\r\n":
                 text.of_bytes(_with_newline(str.encode(text.owner, "latin-1"), newline))
                 text.newlines = 0
-            total += text.size + text.newlines
+            size = text.size + text.newlines
             ready.append(text)
         elif isinstance(piece, bytes):
-            total += PyBytes_GET_SIZE(piece)
+            size = PyBytes_GET_SIZE(piece)
             ready.append(piece)
         else:
             raise TypeError(f"a piece must be str or bytes, not {type(piece).__name__}")
+        # One piece may be there many times: in 32 bits that is more than there is memory for.
+        if size > PY_SSIZE_T_MAX - total:
+            raise OverflowError("a message is too long for a bytes object")
+        total += size
     cdef bytes result = PyBytes_FromStringAndSize(NULL, total)
     cdef unsigned char *out = <unsigned char *>PyBytes_AS_STRING(result)
     for piece in ready:
@@ -377,6 +383,7 @@ cdef class _Message:
         self.start = fastsmtp_latin1(text, &self.size)
         if self.start is NULL:
             str.encode(text, "latin-1")  # raises
+            raise ValueError("a str is not stored as it should be")
         self.owner = text
         return 0
 
@@ -581,6 +588,7 @@ def tokens_line(name, tokens, dict kinds not None, Py_ssize_t limit, bytes newli
     cdef list ends = []
     cdef const char *label = NULL
     cdef Py_ssize_t label_size = 0, column, start, end, size
+    cdef bint whole  # whether the text is in one line
     if isinstance(name, str):
         label = fastsmtp_ascii(name, &label_size)
     if label is NULL or not _all_visible(label, label_size):
@@ -596,23 +604,22 @@ def tokens_line(name, tokens, dict kinds not None, Py_ssize_t limit, bytes newli
     out.put(b": ", 2)
     if column > limit:
         return None
-    if column + text.size <= limit:
-        ends = [text.size]
-    elif tokens.syntactic_break and text.size < limit:
+    whole = column + text.size <= limit or (tokens.syntactic_break and text.size < limit)
+    if whole:
         ends = [text.size]
     start = 0
     for at, end in enumerate(ends):
         size = end - start
         if column + size <= limit:
             column += size
-        elif size >= limit or not (tokens if len(ends) == 1 else tokens[at]).syntactic_break:
+        elif size >= limit or not (whole or tokens[at].syntactic_break):
             return None
         elif out.start[out.size - 1] == c" ":
             out.size -= 1
             out.put(PyBytes_AS_STRING(newline), PyBytes_GET_SIZE(newline))
             out.put(b" ", 1)
             column = 1 + size
-        elif tokens[at].startswith_fws():
+        elif text.start[start] == c" " and tokens[at].startswith_fws():
             out.put(PyBytes_AS_STRING(newline), PyBytes_GET_SIZE(newline))
             column = size
         else:
@@ -637,7 +644,7 @@ cdef class _Text:
 
     cdef int put(self, const char *octets, Py_ssize_t size) except -1:
         cdef char *larger
-        if self.size + size > self.capacity:
+        if self.size + size >= self.capacity:  # also for no octets: there is memory from then on
             larger = <char *>realloc(self.start, 2 * (self.size + size) + 128)
             if larger is NULL:
                 raise MemoryError
@@ -649,15 +656,13 @@ cdef class _Text:
 
     cdef bint add(self, token, dict kinds, int depth) except -1:
         """Add a token's text; return whether it is ASCII."""
-        cdef Py_ssize_t i = 0, size = 0
+        cdef Py_ssize_t size = 0
         cdef const char *octets
-        cdef PyObject *held = PyDict_GetItem(kinds, type(token))
+        cdef PyObject *held = PyDict_GetItemWithError(kinds, type(token))
         if held is not NULL and <object>held is True and depth and isinstance(token, list):
-            while i < PyList_GET_SIZE(token):
-                inner = <object>PyList_GET_ITEM(token, i)
+            for inner in <list>token:
                 if not self.add(inner, kinds, depth - 1):
                     return False
-                i += 1
             return True
         text = token if held is not NULL and <object>held is False else str(token)
         octets = fastsmtp_ascii(text, &size) if isinstance(text, str) else NULL
@@ -692,61 +697,78 @@ def plain_addresses(text):
     """
     cdef list found = []
     cdef Py_ssize_t size, at = 0, start, end
-    cdef Py_UCS4 c
-    cdef bint quoted
+    cdef int kind
+    cdef void *data
     if not isinstance(text, str):
         return None
     size = PyUnicode_GET_LENGTH(text)
+    kind = PyUnicode_KIND(text)
+    data = PyUnicode_DATA(text)
     while True:
-        while at < size and _is_blank(PyUnicode_READ_CHAR(text, at)):
-            at += 1
-        start = at
-        quoted = False
-        if at < size and PyUnicode_READ_CHAR(text, at) == c'"':
-            at += 1
-            while at < size:
-                c = PyUnicode_READ_CHAR(text, at)
-                if c == c'"':
-                    break
-                if c == c"\\" or not _is_phrase(c) and not 32 <= c < 127:
-                    return None
-                at += 1
-            if at == size:
-                return None
-            at += 1
-            quoted = True
-            while at < size and _is_blank(PyUnicode_READ_CHAR(text, at)):
-                at += 1
-        else:
-            while at < size and _is_phrase(PyUnicode_READ_CHAR(text, at)):
-                at += 1
-        if at < size and PyUnicode_READ_CHAR(text, at) == c"<":
-            at += 1
-            start = at
-            while at < size and PyUnicode_READ_CHAR(text, at) != c">":
-                at += 1
-            end = at
-            at += 1
-        elif quoted:
+        start = _after_blanks(kind, data, at, size)
+        at = _after_name(kind, data, start, size)
+        if at < 0:
             return None
-        else:
-            while at < size:
-                c = PyUnicode_READ_CHAR(text, at)
-                if c == c"," or _is_blank(c):
-                    break
-                at += 1
-            end = at
+        if at < size and PyUnicode_READ(kind, data, at) == c"<":
+            start = at + 1
+            end = start
+            while end < size and PyUnicode_READ(kind, data, end) != c">":
+                end += 1
+            if end == size:
+                return None
+            at = end + 1
+        else:  # What was taken for a name begins the address.
+            end = at = _after_address(kind, data, at, size)
         address = PyUnicode_Substring(text, start, end)
         if not _is_plain(address) or "=?" in <str>address:
             return None
         found.append(address)
-        while at < size and _is_blank(PyUnicode_READ_CHAR(text, at)):
-            at += 1
-        if at >= size:
-            return found if at == size else None
-        if PyUnicode_READ_CHAR(text, at) != c",":
+        at = _after_blanks(kind, data, at, size)
+        if at == size:
+            return found
+        if PyUnicode_READ(kind, data, at) != c",":
             return None
         at += 1
+
+
+cdef inline Py_ssize_t _after_blanks(
+    int kind, void *data, Py_ssize_t at, Py_ssize_t size
+) noexcept:
+    while at < size and _is_blank(PyUnicode_READ(kind, data, at)):
+        at += 1
+    return at
+
+
+cdef inline Py_ssize_t _after_name(
+    int kind, void *data, Py_ssize_t at, Py_ssize_t size
+) noexcept:
+    """Return where a display name ends, with the blanks after it; -1 for one that is not plain."""
+    cdef Py_UCS4 c
+    if at == size or PyUnicode_READ(kind, data, at) != c'"':
+        while at < size and _is_phrase(PyUnicode_READ(kind, data, at)):
+            at += 1
+        return at
+    at += 1
+    while at < size:
+        c = PyUnicode_READ(kind, data, at)
+        if c == c'"':
+            return _after_blanks(kind, data, at + 1, size)
+        if c == c"\\" or not _is_phrase(c) and not 32 <= c < 127:
+            return -1
+        at += 1
+    return -1
+
+
+cdef inline Py_ssize_t _after_address(
+    int kind, void *data, Py_ssize_t at, Py_ssize_t size
+) noexcept:
+    cdef Py_UCS4 c
+    while at < size:
+        c = PyUnicode_READ(kind, data, at)
+        if c == c"," or _is_blank(c):
+            break
+        at += 1
+    return at
 
 
 cdef inline bint _is_blank(Py_UCS4 c) noexcept:

@@ -32,7 +32,9 @@ _ADDRESS = (
 _PLAIN_ADDRESS = re.compile(_ADDRESS)
 _WIDE = "\xa0-\ud7ff\ue000-\U0010ffff"
 _QUOTED = r'"[^"\\\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]*"[ \t\r\n]*'
-_PHRASE = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~ \t.{_WIDE}-]*"
+_WORDS = rf"A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.{_WIDE}-"
+# It begins with no blank: what may be in two places is tried in both, again and again.
+_PHRASE = rf"(?:[{_WORDS}][{_WORDS} \t]*)?"
 _MAILBOX = re.compile(
     rf"[ \t\r\n]*(?:(?:{_QUOTED}|{_PHRASE})<({_ADDRESS})>|({_ADDRESS}))[ \t\r\n]*(,|\Z)"
 )
@@ -264,7 +266,7 @@ def _folded(line: str, tokens: "Any", texts: "list[str]", limit: int) -> "list[s
         if line[-1] == " ":
             lines.append(line[:-1])
             line = " " + text
-        elif tokens[at].startswith_fws():
+        elif text[0] == " " and tokens[at].startswith_fws():
             lines.append(line)
             line = text
         else:

@@ -60,7 +60,7 @@ def _kinds_of_tokens() -> "dict[type, bool]":
 
 _TOKENS = _kinds_of_tokens()
 # Tokens that are folded by rules of their own.
-_PECULIAR = {"ptext", "mime-parameters"}
+_PECULIAR = {"ptext", "vtext", "mime-parameters"}
 # What a policy object may have of its own; then it is asked.
 _METHODS = {"fold", "fold_binary", "header_fetch_parse"}
 # Lines that are kept for a policy, to be used again.
@@ -95,13 +95,17 @@ class Style:
         #: Fields that were written before, with what comes before and after something in them.
         self.lines: dict[tuple[str, str, bool], tuple[bytes, bytes]] = {}
         self.compat32 = type(policy) is Compat32
+        # email.header takes so many characters for no limit.
+        longest = policy.max_line_length or (1_000_000 if self.compat32 else sys.maxsize)
         self.known = (
             type(policy) in (Compat32, EmailPolicy)
-            and policy.linesep in ("\r\n", "\n", "\r")
             and _METHODS.isdisjoint(vars(policy))
+            and policy.linesep in ("\r\n", "\n", "\r")
+            and type(longest) is int
+            and longest > 0
         )
         #: The longest line of a field, in characters.
-        self.limit = policy.max_line_length or (1_000_000 if self.compat32 else sys.maxsize)
+        self.limit = min(longest, sys.maxsize) if self.known else 0
         #: The longest that a line of a field that was not parsed may be to stay as it is.
         self.source_limit = self.limit
         if type(policy) is EmailPolicy and policy.refold_source != "long":

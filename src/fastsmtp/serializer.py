@@ -42,6 +42,8 @@ _METHODS = frozenset(
         "_get_params_preserve", "_write_headers",
     )
 )  # fmt: skip
+# Values of Content-Type and Content-Transfer-Encoding that all read alike; others are for the
+# email package.
 _TYPE = re.compile(r"([A-Za-z0-9.+-]+)/([A-Za-z0-9.+-]+)[ \t]*(?:\r?\n[ \t]+)?(?:;|\Z)")
 _BCHARS = "[0-9A-Za-z_,./:=+-]"
 _PARAMETERS = re.compile(
@@ -131,16 +133,21 @@ def header_of(message: "AnyMessage") -> "Header | None":
 
 def _buffers(pieces: "Pieces", newline: bytes, mangle: bool) -> "Iterator[bytes]":
     small: Pieces = []
+    size = 0
     for piece in pieces:
-        if len(piece) < _MOST:
-            small.append(piece)
-            continue
-        if small:
+        size += len(piece)
+        if size > _MOST and small:
             yield codec.assemble(small, newline, mangle)
             small = []
+            size = len(piece)
+        if size <= _MOST:
+            small.append(piece)
+            continue
         for part in _cut(piece):
             yield codec.assemble([part], newline, mangle)
-    yield codec.assemble(small, newline, mangle)
+        size = 0
+    if small:
+        yield codec.assemble(small, newline, mangle)
 
 
 def _cut(piece: "str | bytes") -> "Iterator[str | bytes]":
@@ -207,12 +214,14 @@ def _is_usual(message: "Any") -> bool:
 class _Walk:
     """Goes through a message's parts, and makes pieces of them."""
 
-    __slots__ = ("_drawn", "_mangle", "_reads_fields", "_style")
+    __slots__ = ("_copies", "_drawn", "_mangle", "_reads_fields", "_style")
 
     def __init__(self, style: Style, mangle: bool, drawn: "dict[int, str] | None" = None) -> None:
         self._style = style
         #: The boundaries of those that had none, which may be in more than one place.
         self._drawn = {} if drawn is None else drawn
+        #: The copies that the email package got, by the part's id().
+        self._copies: dict[int, Any] = {}
         self._mangle = mangle
         #: Whether a field can be read as it stands.
         self._reads_fields = style.known and _has_usual_fields(style.policy)
@@ -286,11 +295,13 @@ class _Walk:
     def _add_multipart(
         self, body: "Pieces", part: "Any", header: Header, *, signed: bool
     ) -> "Fields | None":
-        parts = [] if part._payload is None else part._payload
+        parts = part._payload
+        if parts is None and self._has_plain_encoding(header):
+            parts = []
         if type(parts) is not list or not all(isinstance(inner, Message) for inner in parts):
             return None
         preamble, epilogue = part.preamble, part.epilogue
-        if not (_is_plain(preamble) and _is_plain(epilogue)):
+        if not (_is_ascii_or_none(preamble) and _is_ascii_or_none(epilogue)):
             return None
         # A signature is over a part's octets: its fields are not folded (RFC 1847, section 2.1).
         walk = self._without_limit() if signed else self
@@ -377,12 +388,11 @@ class _Walk:
         boundary = unique = f"{'=' * 15}{random.randrange(sys.maxsize):0{_DIGITS}}=="
         octets = boundary.encode("ascii")
         if any(_holds(piece, boundary, octets) for pieces in written for piece in pieces):
-            texts = [codec.assemble(each, self._style.newline, self._mangle) for each in written]
-            lines = {line.rstrip(b"\r") for text in texts for line in text.split(b"\n")}
+            newline = self._style.newline
+            text = newline.join([codec.assemble(each, newline, self._mangle) for each in written])
             counter = 0
-            while not lines.isdisjoint((b"--%b" % octets, b"--%b--" % octets)):
+            while _delimiter_of(unique).search(text):
                 unique = f"{boundary}.{counter}"
-                octets = unique.encode("ascii")
                 counter += 1
         return unique
 
@@ -407,10 +417,10 @@ class _Walk:
         return probe
 
     def _by_the_email_package(self, part: "Any", edit: "Edit | None") -> bytes:
-        private = _private(part)
+        private = _private(part, self._copies)
         if edit is not None:
-            fields = edit(list(private.raw_items()))
-            private._headers = fields
+            # Its class is usual, or there would be nothing to edit; this is what set_raw() adds to.
+            private._headers = edit(list(private.raw_items()))
         with io.BytesIO() as buffer:
             BytesGenerator(buffer, self._mangle, policy=self._style.policy).flatten(private)
             return buffer.getvalue()
@@ -429,7 +439,7 @@ def _has_usual_fields(policy: "Policy[Any]") -> bool:
     )
 
 
-def _is_plain(text: "Any") -> bool:
+def _is_ascii_or_none(text: "Any") -> bool:
     """Say whether what stands around the parts is nothing, or ASCII text."""
     return text is None or (type(text) is str and text.isascii())
 
@@ -444,16 +454,42 @@ def _handled_as(main: str, sub: str) -> str:
     return "text"
 
 
-def _private(part: "Any") -> "Any":
-    """Return a copy that BytesGenerator may change: of all messages, not of what they hold."""
+def _private(part: "Any", copies: "dict[int, Any]") -> "Any":
+    """Return a copy that BytesGenerator may change: of all messages, not of what they hold.
+
+    *copies* has those that were made before, for a part that is in more than one place.
+    """
     if not isinstance(part, Message):
         return part
-    private: Any = copy.copy(part)
-    if isinstance(private._payload, list):
-        private._payload = [_private(inner) for inner in private._payload]
-    else:
-        private._payload = _private(private._payload)
+    private: Any = copies.get(id(part))
+    if private is None:
+        private = copies[id(part)] = copy.copy(part)
+        if isinstance(private._payload, list):
+            private._payload = [_private(inner, copies) for inner in private._payload]
+        else:
+            private._payload = _private(private._payload, copies)
     return private
+
+
+def _delimiter_of(boundary: str) -> "re.Pattern[bytes]":
+    """Return what BytesGenerator looks for in the parts, to see whether a boundary is in them.
+
+    That differs from one release to another: before a fix of 2026 (gh-148192) it finds none
+    in lines that end with CRLF.
+    """
+    found: list[str] = []
+
+    class Asked(BytesGenerator):
+        @classmethod
+        def _compile_re(cls, s: str, flags: int) -> "re.Pattern[bytes]":
+            found.append(s)
+            return re.compile(s.encode("ascii"), flags)
+
+    state = random.getstate()
+    drawn = Asked._make_boundary(b"")  # type: ignore[attr-defined]
+    random.setstate(state)
+    pattern = found[0].replace(re.escape(drawn), re.escape(boundary))
+    return re.compile(pattern.encode("ascii"), re.MULTILINE)
 
 
 def _holds(piece: "str | bytes", boundary: str, octets: bytes) -> bool:

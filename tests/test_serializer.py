@@ -1850,6 +1850,8 @@ CPYTHON_SUITES = [
         )
     ),
 ]  # fmt: skip
+#: These (3.14) look for the boundary in the message afterwards, where serialize() leaves none.
+LEFT_ALONE = ("test_crlf_boundary_detection", "test_lf_boundary_detection")
 RUN_WITH_SERIALIZE = """
 import json, os, sys, unittest, warnings
 from email.generator import BytesGenerator
@@ -1903,7 +1905,11 @@ def test_the_tests_of_cpython():
     calls, found, reasons = cpython_outcomes("serialize")
     assert calls > 100
     assert len(expected) > 400
-    changed = [name for name in expected if found.get(name) != expected[name]]
+    changed = [
+        name
+        for name in expected
+        if found.get(name) != expected[name] and not name.endswith(LEFT_ALONE)
+    ]
     assert not changed, [reasons.get(name) for name in changed]
     assert found.keys() == expected.keys()
 

@@ -158,6 +158,19 @@ def test_a_message_without_a_sender(prefix):
             envelope_addresses(message, None, None)
 
 
+@pytest.mark.parametrize("policy", [email.policy.default, email.policy.compat32])
+@pytest.mark.parametrize(
+    "name", ["=?utf-8?q?Zo=C3=AB?=", "=?utf-8?q?a=2C_b?=", "=?utf-8?q?a=0Ab?="]
+)
+def test_encoded_words_in_what_was_received(policy, name):
+    source = f"From: f@x\nTo: {name} <t@x>, u@x\n\ntext\n"
+    message = email.message_from_string(source, policy=policy)
+    expected = result_of(smtplib_sends, message)
+    found = result_of(envelope_addresses, message, None, None)
+    # A line break in a name is refused where the name is decoded.
+    assert found == (expected if expected is ValueError else expected[:2])
+
+
 # -- what is written ----------------------------------------------------------
 
 MESSAGES = [

@@ -8,9 +8,14 @@ import platform
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support import make_certificate
 
 import fastsmtp
+
+# No test is timed: a machine may be busy.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 #: Where Python was asked for, a run has no compiled half to test; anywhere else
 #: its absence is a failure.

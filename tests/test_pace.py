@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import cycle
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastsmtp.pace import Backoff, Rate
@@ -82,7 +82,6 @@ rates = st.floats(0.01, 50_000)
 deltas = st.one_of(st.floats(0, 0.02), st.floats(0, 3), st.just(HOUR))
 
 
-@settings(deadline=None)
 @given(
     per_second=st.floats(0.01, 2_000),
     start=st.floats(-1e6, 1e6),
@@ -100,7 +99,6 @@ def test_no_window_has_more_than_its_share(per_second, start, deltas):
             assert last - first + 1 <= share + slack
 
 
-@settings(deadline=None)
 @given(per_second=rates, start=st.floats(-1e5, 1e5))
 def test_who_takes_all_there_is_gets_the_rate(per_second, start):
     rate, now, permits = Rate(per_second), start, 0
@@ -112,7 +110,6 @@ def test_who_takes_all_there_is_gets_the_rate(per_second, start):
     assert (permits - 1) / per_second == pytest.approx(now - start, rel=0.01)
 
 
-@settings(deadline=None)
 @given(
     per_second=st.floats(1, 5_000),
     late=st.lists(st.floats(0, 0.009), min_size=1, max_size=20),

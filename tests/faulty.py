@@ -255,6 +255,18 @@ class Attempt:
 EXTENSIONS = ("PIPELINING", "CHUNKING", "SIZE 33554432", "8BITMIME", "ENHANCEDSTATUSCODES")
 
 
+class Kept(dict):
+    """What an event loop has of its transports, by their file descriptors; none is forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[Any] = []
+
+    def __setitem__(self, descriptor: int, transport: Any) -> None:
+        self.all.append(transport)
+        super().__setitem__(descriptor, transport)
+
+
 class Faulty:
     """Listens on loopback; speaks ESMTP as strictly as a server may, but for its plan's faults.
 
@@ -290,6 +302,7 @@ class Faulty:
     def __enter__(self):
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(self._note_error)
+        self._loop._transports = self._transports = Kept()
         listener = self._listen()
         self.port = listener.getsockname()[1]
         self._done = asyncio.Event()
@@ -304,6 +317,10 @@ class Faulty:
         self._thread.join(2 * PATIENCE)
         assert not self._thread.is_alive()
         self._loop.close()
+        for transport in self._transports.all:
+            if transport._sock is not None:
+                transport._sock.close()
+                transport._sock = None
         if self._errors and exc is None:
             raise self._errors[0]
 
@@ -345,12 +362,12 @@ class Faulty:
             for each in list(self.open):
                 each.transport.abort()
             await asyncio.sleep(0)
-        # Nothing is left for the garbage collector to complain about in some other test.
-        for transport in list(getattr(self._loop, "_transports", {}).values()):
-            transport.abort()
-        await asyncio.sleep(0)
         with contextlib.suppress(asyncio.CancelledError):
             await pulse
+        # Nothing is left for the garbage collector to complain about in some other test.
+        for transport in self._transports.all:
+            transport.abort()
+        await asyncio.sleep(0)
 
     async def _watch_the_clock(self) -> None:
         while True:

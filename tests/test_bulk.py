@@ -1405,15 +1405,17 @@ def test_an_audit_hook_that_raises_in_a_session():
 
 def test_a_slow_generator_holds_nobody_else_up():
     """Another thread's message goes while one waits for what is to be sent next."""
-    wait = threading.Event()
+    pulled, wait = threading.Event(), threading.Event()
 
     def slow():
         yield message(0)
+        pulled.set()
         assert wait.wait(TIMEOUT)
         yield message(1)
 
     with ModelServer() as server, mailer_for(server, connections=2) as mailer:
         run = in_thread(lambda: list(mailer.send_many(slow())))
+        assert pulled.wait(TIMEOUT)
         other = in_thread(lambda: mailer.send(message(2)))
         try:
             assert other().status == "accepted"

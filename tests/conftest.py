@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import platform
+import socket
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support import make_certificate
+from support import ASYNCIO_PORTS, make_certificate
 
 import fastsmtp
 
@@ -20,6 +23,21 @@ settings.load_profile("untimed")
 #: Where Python was asked for, a run has no compiled half to test; anywhere else
 #: its absence is a failure.
 CODECS = ["_codec_py"] if os.environ.get("FASTSMTP_IMPL") == "python" else ["_codec", "_codec_py"]
+
+
+def pytest_sessionstart() -> None:
+    """Let a socket that a server on asyncio leaves behind fail no test: none of it is ours."""
+    report = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        left = unraisable.object
+        if isinstance(left, socket.socket) and left.family == socket.AF_INET:
+            with contextlib.suppress(OSError):
+                if left.getsockname()[1] in ASYNCIO_PORTS:
+                    return
+        report(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -41,6 +41,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from support import ASYNCIO_PORTS
+
 PATIENCE = 10.0  # seconds: how long the end waits for the clients to hang up
 LINGER = 5.0  # seconds that a socket which is not read stays open
 PULSE = 0.02  # seconds between two looks at the clock
@@ -305,6 +307,7 @@ class Faulty:
         self._loop._transports = self._transports = Kept()
         listener = self._listen()
         self.port = listener.getsockname()[1]
+        ASYNCIO_PORTS.add(self.port)
         self._done = asyncio.Event()
         self._thread = threading.Thread(
             target=self._loop.run_until_complete, args=(self._serve(listener),), daemon=True

@@ -37,6 +37,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union
 
+#: The ports of this run's servers on asyncio: see pytest_sessionstart() in conftest.py.
+ASYNCIO_PORTS: set[int] = set()
 TIMEOUT = 5.0  # seconds; the longest that anything here waits
 
 Reply = Union[bytes, Callable[["Connection"], None], "tuple[Reply, ...]"]

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
-from support import EXTENSIONS, ModelServer, server_tls
+from support import ASYNCIO_PORTS, EXTENSIONS, ModelServer, server_tls
 
 from fastsmtp.cli import bench
 from fastsmtp.cli.bench import Load, Point
@@ -144,6 +144,7 @@ def receiver():
     async def main() -> None:
         server = await loop.create_server(lambda: Visited(received), "127.0.0.1", 0)
         ports.append(server.sockets[0].getsockname()[1])
+        ASYNCIO_PORTS.add(ports[0])
         loop.stopped = asyncio.Event()
         ready.set()
         await loop.stopped.wait()

@@ -117,8 +117,10 @@ class Handler:
         return AuthResult(success=False, handled=False)
 
     def problem(self, context: dict[str, Any]) -> None:
-        """Put down what went wrong outside of a conversation."""
-        self._log.error(context.get("exception") or RuntimeError(context["message"]))
+        """Put down what went wrong outside of a conversation, but that a client has gone."""
+        error = context.get("exception") or RuntimeError(context["message"])
+        if not isinstance(error, ConnectionError):
+            self._log.error(error)
 
     async def before(self, server: Any, step: str) -> str | None:
         """Return the refusal to give at a step that has no address."""

@@ -771,7 +771,8 @@ def test_a_reply_of_60_megabytes():
     with ModelServer(replies={("MAIL", 1, 1): reply}) as server:
         delivery = send_one(server)
     assert (delivery.status, delivery.attempts) == ("accepted", 2)
-    assert memory() - before < 64
+    # The server, in this process, has a copy of its own; a client that kept both had 120 more.
+    assert memory() - before < 64 + 60 + 30
 
 
 def test_a_flood_while_a_long_message_is_written():

@@ -771,7 +771,7 @@ def test_a_reply_of_60_megabytes():
     with ModelServer(replies={("MAIL", 1, 1): reply}) as server:
         delivery = send_one(server)
     assert (delivery.status, delivery.attempts) == ("accepted", 2)
-    # The server, in this process, has a copy of its own; a client that kept both had 120 more.
+    # The server, in this process, has a copy of its own; keeping both would take 120 more.
     assert memory() - before < 64 + 60 + 30
 
 

@@ -2,9 +2,9 @@
 
 An operation yields what it needs: a Send, NEED_REPLY, Replies, or START_TLS.
 The driver does that, on whatever it has for a connection, and resumes it with
-the reply after NEED_REPLY, a list after Replies, with None otherwise.  A driver
-that fails throws the exception into the operation, which may know better than
-to let it pass.
+the reply after NEED_REPLY, a list after Replies and after a Send that reads
+replies, too, with None otherwise.  A driver that fails throws the exception
+into the operation, which may know better than to let it pass.
 """
 
 from . import codec

@@ -16,6 +16,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable
 from email.mime.multipart import MIMEMultipart
 from pathlib import Path
@@ -549,3 +550,22 @@ def test_the_message_is_left_alone():
     assert boundary
     assert text.endswith(b"\n\n>From caf\xc3\xa9\n")
     assert found[fastsmtp] == (None, EIGHT_BIT)
+
+
+@row("24")
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_reply_that_trickles_in_has_an_end(level):
+    def trickle(connection: Connection) -> None:
+        for octet in b"250-" + b"x" * 60 + b"\r\n250 ok\r\n":
+            connection.send(bytes([octet]))
+            time.sleep(0.04)
+
+    def call(client: Any) -> Any:
+        client.set_debuglevel(level)
+        client.sock.settimeout(1)
+        return attempt(client.noop)
+
+    theirs, ours = both(call, replies={"NOOP": trickle})
+    assert theirs.result == (250, b"x" * 60 + b"\nok")
+    assert type(ours.result) is DISCONNECTED
+    assert ours.closed

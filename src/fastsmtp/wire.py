@@ -4,6 +4,7 @@ import select
 import socket
 import sys
 from collections import deque
+from time import monotonic
 
 from .errors import SMTPException, SMTPServerDisconnected
 from .protocol import Session
@@ -53,6 +54,31 @@ def is_standard(sock: "Any") -> bool:
     return False
 
 
+class _Until:
+    """A socket to read from for as long, all in all, as its time-out is now."""
+
+    __slots__ = ("_end", "_sock", "_timeout")
+
+    def __init__(self, sock: "Any") -> None:
+        self._sock = sock
+        self._timeout = sock.gettimeout()
+        self._end = None if self._timeout is None else monotonic() + self._timeout
+
+    def recv(self, size: int) -> bytes:
+        """Receive as the socket does; TimeoutError when the time is over."""
+        if self._end is None:
+            return self._sock.recv(size)  # type: ignore[no-any-return]
+        left = self._end - monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left)
+        try:
+            return self._sock.recv(size)  # type: ignore[no-any-return]
+        finally:
+            if self._sock.fileno() >= 0:
+                self._sock.settimeout(self._timeout)
+
+
 class Wire:
     """A socket with a session on it.
 
@@ -81,9 +107,12 @@ class Wire:
         """Return a line, or at most *limit* bytes of it; b"" at the end of the stream."""
         if self.file is not None:
             return self.file.readline(limit)  # type: ignore[no-any-return]
+        return self._take_line(limit if limit >= 0 else sys.maxsize, self.sock.recv)
+
+    def _take_line(self, limit: int, receive: "Callable[[int], bytes]") -> bytes:
         parser = self.session.parser
-        while (line := parser.take_line(limit if limit >= 0 else sys.maxsize)) is None:
-            parser.feed(self.sock.recv(_RECEIVE))
+        while (line := parser.take_line(limit)) is None:
+            parser.feed(receive(_RECEIVE))
         return line
 
     def close(self) -> None:
@@ -95,6 +124,9 @@ class Wire:
 
     def read_reply(self) -> "Reply":
         """Return the next reply, waiting for it as long as the socket does.
+
+        Once it has begun, it must end within the socket's time-out too: octets
+        that trickle in do not extend it.
 
         Raises SMTPServerDisconnected at the end of the stream, what the
         session raises, and OSError.
@@ -111,16 +143,24 @@ class Wire:
         """
         if self._early:
             return [self._early.popleft()]
-        session = self.session
-        replies = session.next_replies(most)
-        while not replies:
-            if self.broken:
-                raise SMTPServerDisconnected("Server not connected")
-            data = self.sock.recv(_RECEIVE)
-            session.receive(data)
-            replies = session.next_replies(most)
-            if not (replies or data):
-                raise SMTPServerDisconnected("Connection unexpectedly closed")
+        replies = self.session.next_replies(most)
+        if not replies:
+            replies = self._receive_replies(most, self.sock.recv)
+        if not replies:
+            receive = _Until(self.sock).recv
+            while not replies:
+                replies = self._receive_replies(most, receive)
+        return replies
+
+    def _receive_replies(self, most: int, receive: "Callable[[int], bytes]") -> "list[Reply]":
+        """Receive once; return the replies that are whole then, maybe none."""
+        if self.broken:
+            raise SMTPServerDisconnected("Server not connected")
+        data = receive(_RECEIVE)
+        self.session.receive(data)
+        replies = self.session.next_replies(most)
+        if not (replies or data):
+            raise SMTPServerDisconnected("Connection unexpectedly closed")
         return replies
 
     def read_reply_by_lines(
@@ -128,8 +168,10 @@ class Wire:
     ) -> "Reply":
         """Return the next reply, each line read by itself and shown to *observe*."""
         parsed = None
+        receive = None if self.file is not None else _Until(self.sock).recv
         while parsed is None:
-            line = self.readline(parser.max_line + 1)
+            limit = parser.max_line + 1
+            line = self._take_line(limit, receive) if receive else self.file.readline(limit)
             if not line:
                 raise SMTPServerDisconnected("Connection unexpectedly closed")
             observe(line)

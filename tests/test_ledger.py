@@ -59,7 +59,11 @@ from fastsmtp.reply import Reply
 
 CONNECTIONS = 8
 PATIENCE = 0.5  # seconds: what the client waits for any one thing
-TIMEOUTS = Timeouts(connect=5, **dict.fromkeys(Timeouts._fields[1:], PATIENCE))
+
+
+def timeouts(patience: float = PATIENCE) -> Timeouts:
+    return Timeouts(connect=5, **dict.fromkeys(Timeouts._fields[1:], patience))
+
 
 # -- what is sent -----------------------------------------------------------------
 
@@ -178,6 +182,7 @@ class Run:
 
     mode: Mode
     server: Faulty
+    patience: float = PATIENCE
     sent: dict[str, Sent] = field(default_factory=dict)
     deliveries: list[Delivery] = field(default_factory=list)
     #: Why the Mailer gave up on connecting.
@@ -186,17 +191,23 @@ class Run:
     @property
     def slow(self) -> bool:
         """Whether the machine stood still for so long that a timeout may be its fault."""
-        return self.server.late > PATIENCE / 4
+        return self.server.late > self.patience / 4
 
 
-def send(mode: Mode, plan: Plan, messages: Iterator[tuple[str, Sent]], pem: pathlib.Path) -> Run:
+def send(
+    mode: Mode,
+    plan: Plan,
+    messages: Iterator[tuple[str, Sent]],
+    pem: pathlib.Path,
+    patience: float = PATIENCE,
+) -> Run:
     server = Faulty(
         plan,
         extensions=mode.extensions,
         tls=server_tls(pem) if mode.tls else None,
         buffer_size=NARROW if mode.narrow else None,
     )
-    run = Run(mode, server)
+    run = Run(mode, server, patience)
     options = {"connect_attempts": 20, **mode.options}  # as many failures in a row do not happen
     if mode.tls:
         options["context"] = client_tls(pem)
@@ -204,7 +215,11 @@ def send(mode: Mode, plan: Plan, messages: Iterator[tuple[str, Sent]], pem: path
         options["socket_factory"] = narrow_socket
     with server:
         mailer = Mailer(
-            server.host, server.port, connections=CONNECTIONS, timeouts=TIMEOUTS, **options
+            server.host,
+            server.port,
+            connections=CONNECTIONS,
+            timeouts=timeouts(patience),
+            **options,
         )
         with mailer:
             (_send_from_threads if mode.threads else _send_many)(run, mailer, messages)
@@ -474,13 +489,25 @@ def quick(monkeypatch):
 
 
 def play(
-    mode: str, seed: int, count: int, pem: pathlib.Path, folder: pathlib.Path, rates: Rates
+    mode: str,
+    seed: int,
+    count: int,
+    pem: pathlib.Path,
+    folder: pathlib.Path,
+    rates: Rates,
+    patience: float = PATIENCE,
 ) -> Run:
     draw = random.Random(seed)
     bodies = make_bodies(draw)
     names = map("m{}".format, range(count))
     messages = ((name, write(name, draw, bodies, folder)) for name in names)
-    return send(MODES[mode], MODES[mode].plan(seed, rates), messages, pem)
+    return send(MODES[mode], MODES[mode].plan(seed, rates), messages, pem, patience)
+
+
+def timed_out(run: Run, problems: dict[str, list[str]]) -> bool:
+    """Say whether all that went wrong is of messages for whose replies the client did not wait."""
+    late = {each.id for each in run.deliveries if isinstance(each.error, TimeoutError)}
+    return problems.keys() <= late
 
 
 def report(run: Run, problems: dict[str, list[str]], seed: int, mode: str) -> str:
@@ -498,6 +525,9 @@ def test_ledger(mode, seed, certificate, tmp_path):
     rates = Rates(stall=STALLS_IN_A_RUN / MESSAGES)
     run = play(mode, seed, MESSAGES, certificate, tmp_path, rates)
     problems = audit(run)
+    if problems and timed_out(run, problems):  # a busy machine?  More patience will tell.
+        run = play(mode, seed, MESSAGES, certificate, tmp_path, rates, 8 * PATIENCE)
+        problems = audit(run)
     assert not problems, report(run, problems, seed, mode)
     assert run.gave_up is not None or len(run.sent) == MESSAGES
 
@@ -545,7 +575,7 @@ def test_what_was_said_before_the_connection_broke_counts():
     for name in ("m0", "m1", "m2", "m3", "m4"):
         octets = b"X-Ledger: %s\r\n%s" % (name.encode(), lines if name == "m4" else b"")
         hand_in(run, name, octets)
-    with server, Mailer(server.host, server.port, connections=1, timeouts=TIMEOUTS) as mailer:
+    with server, Mailer(server.host, server.port, connections=1, timeouts=timeouts()) as mailer:
         prove_chunking(run, mailer)
         run.deliveries += mailer.send_many([sent.message for sent in run.sent.values()][:-1])
     problems = audit(run)
@@ -579,7 +609,7 @@ def test_a_message_that_was_cut_off_is_not_unknown(options, tmp_path):
     line = b"." + b"x" * 1021 + b"\r\n"
     for name in (f"m{n}" for n in range(len(INSIDE))):
         hand_in(run, name, b"X-Ledger: %s\r\n" % name.encode() + line * (LARGE // len(line)))
-    with server, Mailer(server.host, server.port, timeouts=TIMEOUTS, **options) as mailer:
+    with server, Mailer(server.host, server.port, timeouts=timeouts(), **options) as mailer:
         run.deliveries += mailer.send_many([each.message for each in run.sent.values()])
     problems = audit(run)
     assert not problems, report(run, problems, 0, "large")

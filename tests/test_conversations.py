@@ -1217,6 +1217,18 @@ def test_a_421_out_of_turn_is_told(both):
     assert (ours.attributes["closed"], verbs(ours)) == (True, [b"XYZ"])
 
 
+def test_without_a_connection_the_error_is_in_the_same_words(both):
+    def call(client: Any, stage: Stage) -> object:
+        client.noop()
+        client.close()
+        with pytest.raises(smtplib.SMTPServerDisconnected) as error:
+            client.noop()
+        return str(error.value)
+
+    theirs, ours = both(call)
+    assert theirs.result == ours.result == "please run connect() first"
+
+
 @differs("Unsolicited replies")
 def test_a_second_greeting(both):
     theirs, ours = both(do("ehlo"), replies={"greeting": b"220 hi\r\n220 hi again\r\n"})

@@ -78,6 +78,16 @@ addresses = st.one_of(
 )
 
 
+def test_a_list_of_one_address_is_that_address():
+    assert quoteaddr(["a@example.org"]) == smtplib.quoteaddr(["a@example.org"]) == "<a@example.org>"
+
+
+@pytest.mark.parametrize("addresses", [[], ["a@example.org", "b@example.org"]])
+def test_another_list_is_no_address(addresses):
+    with pytest.raises(ValueError, match="not of one address"):
+        quoteaddr(addresses)
+
+
 @given(address=plain_mailboxes)
 def test_plain_mailboxes_are_quoted_as_smtplib_does(address):
     assert quoteaddr(address) == path(address) == smtplib.quoteaddr(address) == f"<{address}>"

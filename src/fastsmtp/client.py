@@ -262,7 +262,7 @@ class SMTP(_smtplib.SMTP):
             return wire
         if file is None or isinstance(file, Wire):
             if sock is None:
-                raise self._lost("please run connect() first")
+                raise self._not_connected()
             wire = Wire(sock, None if is_standard(sock) else sock.makefile("rb"))
             self.file = wire if wire.file is None else wire.file
         else:
@@ -292,17 +292,28 @@ class SMTP(_smtplib.SMTP):
         self, problem: str, kind: "type[SMTPServerDisconnected]" = SMTPServerDisconnected
     ) -> SMTPServerDisconnected:
         """Close, and return the error that says why and what the server said last."""
+        last = self._close_and_recall()
+        if last is not None:
+            said = last[1].decode("utf-8", "replace")
+            problem += f" (last reply: {last[0]} {said})"
+        error: Any = kind(problem)
+        error.last_reply = last
+        return error  # type: ignore[no-any-return]
+
+    def _not_connected(self) -> SMTPServerDisconnected:
+        """Return the error for a call without a connection, in smtplib's words."""
+        error: Any = SMTPServerDisconnected("please run connect() first")
+        error.last_reply = self._close_and_recall()
+        return error  # type: ignore[no-any-return]
+
+    def _close_and_recall(self) -> "ReplyTuple | None":
         last = self._last_reply
         if self._wire is not None:
             last = self._wire.session.last_reply or last
         self.close()
         if last is not None:
             last = self._last_reply = last[0], self._without_secrets(last[1])
-            said = last[1].decode("utf-8", "replace")
-            problem += f" (last reply: {last[0]} {said})"
-        error: Any = kind(problem)
-        error.last_reply = last
-        return error  # type: ignore[no-any-return]
+        return last
 
     def _failure(self, error: BaseException) -> BaseException:
         """Close, and return what to raise for an error met while a reply was owed."""
@@ -324,7 +335,7 @@ class SMTP(_smtplib.SMTP):
         if self._debugging():
             self._debug("send:", repr(self._shown(s)))
         if not self.sock:
-            raise self._lost("please run connect() first")
+            raise self._not_connected()
         if isinstance(s, str):
             s = self._encoded(s)
         sys.audit("smtplib.send", self, s)

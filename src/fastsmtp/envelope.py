@@ -122,16 +122,21 @@ def control_character_error(command: str, shown: str) -> ValueError:
     return ValueError(f"command and arguments contain prohibited {kind} characters: {escaped}")
 
 
-def quoteaddr(addrstring: str) -> str:
+def quoteaddr(addrstring: "str | list[str]") -> str:
     """Return an address as one path in angle brackets.
 
     *addrstring* is what email.utils.parseaddr() takes: ``a@example.org``,
     ``Ann <a@example.org>``, or a path such as ``<>``.  What parseaddr() can
-    make nothing of is put in brackets as it is.
+    make nothing of is put in brackets as it is.  A list of one address is that
+    address.
 
     Raises ValueError for text that would end the path and go on, as ESMTP
     parameters, after it.  RFC 5321, section 4.1.2.
     """
+    if isinstance(addrstring, list):  # parseaddr() takes a list of one, and so do programs
+        if len(addrstring) != 1:
+            raise ValueError(f"address is a list, and not of one address: {addrstring!r}")
+        addrstring = addrstring[0]
     if _PLAIN.fullmatch(addrstring):
         return "<" + addrstring + ">"  # not formatted: members of enumerations show names
     displayname, address = parseaddr(addrstring)

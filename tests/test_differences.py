@@ -569,3 +569,17 @@ def test_a_reply_that_trickles_in_has_an_end(level):
     assert theirs.result == (250, b"x" * 60 + b"\nok")
     assert type(ours.result) is DISCONNECTED
     assert ours.closed
+
+
+@row("25")
+def test_a_newline_ends_no_quoted_string():
+    folded = (
+        b'From: from@example.org\r\nTo: "Ann B.\r\n Example" <a@example.org>, b@example.org\r\n\r\n'
+    )
+
+    def call(client: Any) -> Any:
+        return attempt(client.send_message, email.message_from_bytes(folded + b"hello\r\n"))
+
+    theirs, ours = both(call)
+    assert b"<a@example.org>" not in theirs.wire.partition(b"DATA")[0].partition(b"data")[0]
+    assert [message.recipients for message in ours.messages] == [[A, B]]

@@ -32,9 +32,8 @@ from fastsmtp.operations import (
     quit_session,
     send,
     starttls,
-    without_secrets,
 )
-from fastsmtp.reply import Reply
+from fastsmtp.reply import Reply, without_secrets
 
 GONE = SMTPServerDisconnected("Connection unexpectedly closed")
 

@@ -907,7 +907,7 @@ cdef class ReplyParser:
         """
         cdef Py_ssize_t line = self.start
         cdef Py_ssize_t number = len(codes)
-        cdef Py_ssize_t i, end
+        cdef Py_ssize_t i, end, _
         cdef const char *start
         cdef const char *newline
         cdef int code
@@ -933,7 +933,7 @@ cdef class ReplyParser:
                 return None
             line = end
         texts = []
-        for i in range(number):
+        for _ in range(number):
             start = self.buffer + self.start
             newline = <const char *>memchr(start, c"\n", self.end - self.start)
             texts.append(stripped(start, newline + 1))

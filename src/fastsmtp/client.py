@@ -54,7 +54,7 @@ from .errors import (
 )
 from .operations import NEED_REPLY, START_TLS, Replies, Send
 from .protocol import parse_extensions
-from .reply import Reply
+from .reply import TELLING, Reply
 from .wire import Wire, is_standard
 
 TYPE_CHECKING = False
@@ -76,7 +76,6 @@ if TYPE_CHECKING:
 
 _api: "ModuleType" = sys.modules[__name__.rpartition(".")[0]]
 _VERBS = running_verbs()
-_TELLING = 4  # a shorter secret stands in other text by chance
 
 
 class SMTP(_smtplib.SMTP):
@@ -237,6 +236,7 @@ class SMTP(_smtplib.SMTP):
         """Take up a connection: nothing of an earlier one holds; return the greeting."""
         self._forget_extensions()
         self._last_reply = None
+        self._secrets = ()
         self.sock = open_socket()
         self.file = None
         self._wire = None
@@ -431,7 +431,7 @@ class SMTP(_smtplib.SMTP):
         if self._secrets:
             shown = self._without_secrets(text)
             wire.session.last_reply = Reply(code, shown)
-            if code != 334:  # a challenge must stay whole
+            if code >= 400 or code == 235:  # what errors show; the rest means what it says
                 text = shown
         return code, text
 
@@ -630,14 +630,13 @@ class SMTP(_smtplib.SMTP):
         finally:
             if self._last_reply is not None and self._last_reply[0] == 334:
                 self.close()  # the server waits for what will not come
-            self._secrets = ()
 
     def _in_base64(self, answer: "str | bytes") -> bytes:
         encoded = codec.sasl_base64(answer)
         if _api.encode_base64 is not body_encode:
             raw = codec.decode_challenge(encoded)
             encoded = _api.encode_base64(raw, eol="").encode("ascii")
-        if len(encoded) >= _TELLING:
+        if len(encoded) >= TELLING:
             self._secrets += (encoded,)
         return encoded
 
@@ -652,7 +651,8 @@ class SMTP(_smtplib.SMTP):
 
     def auth_plain(self, challenge: "ReadableBuffer | None" = None) -> str:
         """Authobject for PLAIN (RFC 4616), with `user` and `password`."""
-        return f"\0{self.user}\0{self._password()}"
+        answer = codec.sasl_plain(self.user, self._password())
+        return codec.decode_challenge(answer).decode("utf-8")
 
     def auth_login(self, challenge: "ReadableBuffer | None" = None) -> str:
         """Authobject for LOGIN, with `user` and `password`."""
@@ -666,11 +666,14 @@ class SMTP(_smtplib.SMTP):
         An error comes as a challenge, which is answered by an empty line; the
         SMTPAuthenticationError that follows has it in its text.
         """
-        return "" if challenge else f"user={self.user}\1auth=Bearer {self._password()}\1\1"
+        if challenge:
+            return ""
+        answer = codec.sasl_xoauth2(self.user, self._password())
+        return codec.decode_challenge(answer).decode("utf-8")
 
     def _password(self) -> str:
         secret = self.password() if callable(self.password) else self.password
-        if len(secret) >= _TELLING:
+        if len(secret) >= TELLING:
             self._secrets += (secret.encode("utf-8", "replace"),)
         return secret
 
@@ -965,6 +968,7 @@ class SMTP(_smtplib.SMTP):
         wire = self._open_wire()
         self._check_in_step()
         wire.session.parser.max_line = _api._MAXLINE
+        wire.session.secrets = self._secrets
         reply: Any = None
         error: Any = None
         try:

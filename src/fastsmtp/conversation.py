@@ -9,8 +9,8 @@ from .operations import (
     login,
     quit_session,
     starttls,
-    without_secrets,
 )
+from .reply import without_secrets
 from .transactions import chunked, one_by_one, overlapped
 
 TYPE_CHECKING = False
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 class Established:
     """An effect: the session is open; go through its transactions(), answer with their result.
 
-    *extensions* is what the server offers in it, nothing after HELO.
+    *extensions* is what the server offers in it, nothing after HELO; *secrets*
+    is what it was told to log in.
     """
 
-    __slots__ = ("extensions",)
+    __slots__ = ("extensions", "secrets")
 
-    def __init__(self, extensions: "dict[str, str]") -> None:
+    def __init__(self, extensions: "dict[str, str]", secrets: "tuple[bytes, ...]" = ()) -> None:
         self.extensions = extensions
+        self.secrets = secrets
 
 
 class Mode:
@@ -119,9 +121,10 @@ def converse(terms: Terms, binding: "Callable[[], ChannelBinding]") -> "Operatio
             extensions = (yield from hello(terms.local_hostname, verb=verb)) or {}
         elif terms.tls == "starttls":
             raise SMTPNotSupportedError("STARTTLS is required, and not offered by the server")
+    secrets: tuple[bytes, ...] = ()
     if terms.credentials is not None:
-        yield from _log_in(terms, terms.credentials, extensions, secure, binding)
-    in_step: bool = yield Established(extensions)
+        secrets = yield from _log_in(terms, terms.credentials, extensions, secure, binding)
+    in_step: bool = yield Established(extensions, secrets)
     if in_step:
         yield from quit_session()
 
@@ -139,7 +142,8 @@ def _log_in(
     extensions: "dict[str, str]",
     secure: bool,
     binding: "Callable[[], ChannelBinding]",
-) -> "Operation[None]":
+) -> "Operation[tuple[bytes, ...]]":
+    """Log in, and return what the server was told."""
     if not secure and not credentials.cleartext:
         raise SMTPNotSupportedError(
             "credentials are not sent without TLS, unless cleartext_auth=True says so"
@@ -157,12 +161,13 @@ def _log_in(
         host=terms.host,
         port=terms.port,
     )
+    secrets = tuple(secret.encode("utf-8") for secret in (password, token) if secret)
     try:
         yield from login(mechanisms)
+        return secrets
     except SMTPAuthenticationError as error:
-        secrets = [secret.encode("utf-8") for secret in (password, token) if secret]
-        text = without_secrets(error.smtp_error, secrets)
-        raise SMTPAuthenticationError(error.smtp_code, text) from None
+        code, text = error.smtp_code, without_secrets(error.smtp_error, secrets)
+    raise SMTPAuthenticationError(code, text)  # not in the handler: see authenticate()
 
 
 def _secret(secret: "Secret | None") -> "str | None":

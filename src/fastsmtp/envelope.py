@@ -139,7 +139,7 @@ def quoteaddr(addrstring: "str | list[str]") -> str:
         addrstring = addrstring[0]
     if _PLAIN.fullmatch(addrstring):
         return "<" + addrstring + ">"  # not formatted: members of enumerations show names
-    displayname, address = parseaddr(addrstring)
+    displayname, address = _parsed(addrstring)
     if (displayname, address) == ("", ""):
         address = addrstring.strip()
         if not address.startswith("<"):
@@ -151,9 +151,26 @@ def quoteaddr(addrstring: "str | list[str]") -> str:
     return f"<{address}>"
 
 
+def _parsed(addrstring: str) -> "tuple[str, str]":
+    """Return the name and the address in a text, as email.utils.parseaddr() does.
+
+    Raises ValueError for comments or groups that nest deeper than it can go.
+    """
+    try:
+        return parseaddr(without_cr(addrstring))
+    except RecursionError:
+        shown = addrstring if len(addrstring) < 80 else addrstring[:80] + "..."
+        raise ValueError(f"address nests too deep (RFC 5322, section 3.2.2): {shown!r}") from None
+
+
+def without_cr(text: str) -> str:
+    """Return a text with each newline as LF: to email.utils a CR ends quotes and comments."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def address_only(addrstring: str) -> str:
     """Return an address without name and brackets, as VRFY and EXPN take it."""
-    displayname, address = parseaddr(addrstring)
+    displayname, address = _parsed(addrstring)
     return addrstring if (displayname, address) == ("", "") else address
 
 

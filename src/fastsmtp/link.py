@@ -162,6 +162,7 @@ class Link:
         self.pool.finished(self, transaction)
 
     def _begin_transactions(self, established: Established) -> None:
+        self.session.secrets = established.secrets
         self.pool.established(self, established.extensions)
         self._resume = transactions(self.mode).send
 

@@ -5,7 +5,7 @@ from email.policy import Compat32
 from email.utils import formataddr, getaddresses
 
 from . import codec
-from .envelope import ascii_domain, needs_smtputf8
+from .envelope import ascii_domain, needs_smtputf8, without_cr
 from .serializer import header_of, serialize_edited
 
 TYPE_CHECKING = False
@@ -80,7 +80,7 @@ class _Addresses:
         found = self._plain(names)
         if found is None:
             fields = [self._message[name] for name in names]
-            pairs = getaddresses([field for field in fields if field is not None])
+            pairs = _pairs([str(field) for field in fields if field is not None])
             found = [address for _, address in pairs]
         return found
 
@@ -99,6 +99,14 @@ class _Addresses:
                     return None
                 found += addresses
         return found
+
+
+def _pairs(fields: "list[str]") -> "list[tuple[str, str]]":
+    """Return names and addresses, as email.utils.getaddresses() does; see envelope.without_cr()."""
+    try:
+        return getaddresses([without_cr(field) for field in fields])
+    except RecursionError:
+        raise ValueError("an address field nests too deep (RFC 5322, section 3.2.2)") from None
 
 
 def wire_form(
@@ -167,7 +175,10 @@ def _in_ascii(name: str, value: "Any") -> "str | None":
     text = str(value)
     if text.isascii():
         return None
-    pairs = getaddresses([text])
+    try:
+        pairs = _pairs([text])
+    except ValueError:
+        return None  # what nobody can read is left alone
     addresses = [address for _, address in pairs]
     if needs_smtputf8(addresses) or all(address.isascii() for address in addresses):
         return None

@@ -17,6 +17,7 @@ from .errors import (
     SMTPServerDisconnected,
 )
 from .protocol import parse_extensions
+from .reply import without_secrets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,8 +70,6 @@ class Signal:
     def __repr__(self) -> str:
         return self.name
 
-
-_TELLING = 4  # a shorter secret stands in other text by chance
 
 #: Read one reply.
 NEED_REPLY = Signal("NEED_REPLY")
@@ -173,8 +172,9 @@ def authenticate(
     try:
         return (yield from _exchange(mechanism, respond, said, initial_response, max_challenges))
     except SMTPAuthenticationError as error:
-        text = without_secrets(error.smtp_error, said)
-        raise SMTPAuthenticationError(error.smtp_code, text) from None
+        code, text = error.smtp_code, without_secrets(error.smtp_error, said)
+    # Not in the handler: the error as it came would be this one's __context__.
+    raise SMTPAuthenticationError(code, text)
 
 
 def _exchange(
@@ -210,15 +210,6 @@ def _exchange(
     if told.startswith((b"{", b"e=")):
         raise SMTPAuthenticationError(reply.code, reply.text + b"\n" + told)
     raise SMTPAuthenticationError(*reply)
-
-
-def without_secrets(text: "bytes | str", secrets: "Iterable[bytes]") -> bytes:
-    """Return a text of the server's, in bytes, without the secrets that it repeats."""
-    text = text.encode("utf-8") if isinstance(text, str) else text
-    for secret in secrets:
-        if len(secret) >= _TELLING:
-            text = text.replace(secret, b"***")
-    return text
 
 
 def _answer(text: bytes, respond: "Responder") -> "tuple[bytes, bytes | None]":

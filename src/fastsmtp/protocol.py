@@ -4,7 +4,7 @@ import re
 
 from .codec import ReplyParser
 from .errors import SMTPProtocolError, SMTPResponseException, SMTPServerDisconnected
-from .reply import Reply
+from .reply import Reply, without_secrets
 
 _OLD_STYLE_AUTH = r"(?i)auth=(.*)"
 _EXTENSION = r"([A-Za-z0-9][A-Za-z0-9-]*) ?"
@@ -23,7 +23,7 @@ class Session:
     *strict* is the reply parser's.
     """
 
-    __slots__ = ("last_reply", "owed", "parser")
+    __slots__ = ("last_reply", "owed", "parser", "secrets")
 
     def __init__(self, *, strict: bool = True) -> None:
         self.parser = ReplyParser(strict)
@@ -31,6 +31,8 @@ class Session:
         self.owed = 1  # the greeting
         #: The last reply taken, or None.
         self.last_reply: Reply | None = None
+        #: What the server knows by now, and refusals that repeat it are not to show.
+        self.secrets: tuple[bytes, ...] = ()
 
     @property
     def pending(self) -> int:
@@ -60,7 +62,10 @@ class Session:
 
         Raises what ReplyParser.next_reply() raises.
         """
-        replies = [_new_reply(Reply, parsed) for parsed in self.parser.next_replies(most)]
+        taken = self.parser.next_replies(most)
+        if self.secrets:
+            taken = [self._redacted(parsed) for parsed in taken]
+        replies = [_new_reply(Reply, parsed) for parsed in taken]
         if replies:
             self.owed = max(0, self.owed - len(replies))
             self.last_reply = replies[-1]
@@ -70,8 +75,14 @@ class Session:
         """Count a reply as taken, and return it."""
         if self.owed:
             self.owed -= 1
+        if self.secrets:
+            parsed = self._redacted(parsed)
         self.last_reply = reply = _new_reply(Reply, parsed)
         return reply
+
+    def _redacted(self, parsed: "tuple[int, bytes]") -> "tuple[int, bytes]":
+        code, text = parsed
+        return parsed if code < 400 else (code, without_secrets(text, self.secrets))
 
     def check_in_step(self) -> None:
         """Before a command: hold that nothing was received that nobody asked for.

@@ -6,7 +6,7 @@ from selectors import EVENT_READ, EVENT_WRITE
 
 from . import auth
 from .conversation import Established, converse, transactions
-from .errors import SMTPException, SMTPServerDisconnected
+from .errors import SMTPException, SMTPProtocolError, SMTPServerDisconnected
 from .operations import NEED_REPLY, Send, Signal
 from .protocol import Session
 from .transactions import NEXT, NEXT_IF_ANY, Expect, Transaction
@@ -158,6 +158,9 @@ class Link:
         return texts
 
     def _finish(self, transaction: Transaction) -> None:
+        taken = transaction.final is not None or transaction.outcome.delivered
+        if taken and not transaction.committed:
+            raise SMTPProtocolError("the server accepted a message before it had all of it")
         self.in_flight.popleft()
         self.pool.finished(self, transaction)
 

@@ -400,5 +400,5 @@ def _reset(envelope: "Envelope | Flight", outcome: Outcome) -> "Operation[None]"
         return  # the next command will say so; what was refused matters more
     if reply.code == 421:
         outcome.last = reply
-    elif reply.code == 354:
-        outcome.must_close = True  # the answer to an earlier DATA
+    elif reply.code in (354, 503, 554):
+        outcome.must_close = True  # the answer to an earlier DATA (RFC 5321, section 3.3)

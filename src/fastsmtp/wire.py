@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from time import monotonic
 
-from .errors import SMTPException, SMTPServerDisconnected
+from .errors import SMTPException, SMTPProtocolError, SMTPServerDisconnected
 from .protocol import Session
 
 try:
@@ -264,12 +264,20 @@ class Wire:
         sent = self.sock.sendmsg(buffers)
         left = sum(map(len, buffers)) - sent
         while left:
+            self._hold_no_reply()
             views = [memoryview(buffer) for buffer in buffers]
             while sent >= len(views[0]):
                 sent -= len(views.pop(0))
             buffers = [views[0][sent:], *views[1:]]
             sent = self.sock.sendmsg(buffers)
             left -= sent
+
+    def _hold_no_reply(self) -> None:
+        """In the middle of a message: hold that the server has not said that it took it."""
+        if self._readable():
+            self._receive_what_is_there()
+            if self.session.parser.take_replies((250,)) is not None:
+                raise SMTPProtocolError("the server accepted a message before it had all of it")
 
     def _write_in_turn(self, buffers: "Sequence[Buffer]") -> None:
         data, end = buffers
@@ -278,6 +286,7 @@ class Wire:
         cut = max(len(view) - _JOINED, 0)
         if cut:
             self.sock.sendall(view[:cut])
+            self._hold_no_reply()
         self.sock.sendall(b"".join((view[cut:], end)))
 
     def _write_flight(self, flight: "Buffer") -> None:

@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+MINUTES ?= 10
 # The same for the half of `make test` that is on the Python codec.
 ARGS_PYTHON ?= $(ARGS)
 
@@ -32,10 +33,11 @@ define bin
 .venv/$(1)-$(TAG)/bin
 endef
 
-.PHONY: help demo test coverage ledger bench memory report lint clean
+.PHONY: help demo test coverage test-servers test-newest fuzz sanitize leaks ledger soak downstream \
+	bench bench-compare bench-keep memory report docs lint release-check clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 	@echo "PYTHON=python3.10 chooses another interpreter; ARGS=... goes to pytest."
 
 # pip would pack whatever an earlier build left in build/.
@@ -67,22 +69,56 @@ empty :=
 space := $(empty) $(empty)
 PURE_FILES := $(subst $(space),$(comma),$(PURE:%=src/fastsmtp/%.py))
 
+# MEASURED_IN is the bin folder of another environment that has fastsmtp[test].
+MEASURED_BIN = $(or $(MEASURED_IN),$(call bin,test))
 MEASURED = FASTSMTP_IMPL=$(if $(filter no,$(FASTSMTP_BUILD_EXTENSION)),python,c) \
-	$(call bin,test)/python -m pytest --cov --cov-report=
+	$(MEASURED_BIN)/python -m pytest --cov --cov-report=
 
 # One run is enough: with the extension there, each codec test runs on both twins.  What failed is
 # run again, for CPython 3.11 may refuse to trace two threads that begin at the same moment; that
 # all pass without being traced is what `make test` is for.
-coverage: .venv/test-$(TAG)/$(STAMP)  ## a run measured: pure layers 100 %, package 95 %
+coverage: $(if $(MEASURED_IN),,.venv/test-$(TAG)/$(STAMP))  ## a run measured: pure layers 100 %, package 95 %
 	$(MEASURED) $(ARGS) || $(MEASURED) --cov-append --last-failed --last-failed-no-failures=none
-	$(call bin,test)/coverage report --fail-under=95
-	$(call bin,test)/coverage report --fail-under=100 --include=$(PURE_FILES)
+	$(MEASURED_BIN)/coverage report --fail-under=95
+	$(MEASURED_BIN)/coverage report --fail-under=100 --include=$(PURE_FILES)
+
+test-servers: .venv/test-$(TAG)/$(STAMP)  ## real servers, on both codecs (Linux, root, apt); writes docs/servers.md
+	rm -rf .servers/results
+	FASTSMTP_SERVERS=all FASTSMTP_IMPL=c $(call bin,test)/python -m pytest tests/servers -n 2 --dist loadgroup $(ARGS)
+	FASTSMTP_SERVERS=all FASTSMTP_IMPL=python $(call bin,test)/python -m pytest tests/servers -n 2 --dist loadgroup $(ARGS)
+	$(call bin,test)/python tests/servers/matrix.py
+
+test-newest:  ## the suite and the servers in Debian unstable (root, debootstrap): half an hour
+	tests/servers/newest.sh $(ARGS)
+
+fuzz: .venv/fuzz-$(TAG)/$(STAMP)  ## coverage-guided fuzzing; ARGS="--seconds 600"
+	$(call bin,fuzz)/python tests/fuzz/run.py $(ARGS)
+
+sanitize: .venv/test-$(TAG)/$(STAMP)  ## the codec under AddressSanitizer and UBSan (gcc)
+	tests/sanitize.sh $(call bin,test)/python $(ARGS)
+
+leaks: .venv/test-$(TAG)/$(STAMP)  ## what grows with the number of calls: nothing
+	FASTSMTP_IMPL=c $(call bin,test)/python tests/leaks.py $(ARGS)
+	FASTSMTP_IMPL=python $(call bin,test)/python tests/leaks.py $(ARGS)
+
+soak: .venv/test-$(TAG)/$(STAMP)  ## the Mailer against a faulty server; MINUTES=10
+	$(call bin,test)/python tests/soak.py $(MINUTES)
+
+downstream: .venv/test-$(TAG)/$(STAMP)  ## the tests of CPython, Django and aiosmtpd on fastsmtp
+	tests/downstream.sh $(call bin,test)/python
 
 ledger: .venv/test-$(TAG)/$(STAMP)  ## 300 runs of 10,000 messages against a faulty server: 45 minutes
 	FASTSMTP_LEDGER=300:10000 $(call bin,test)/python -m pytest tests/test_ledger.py::test_ledger $(ARGS)
 
 bench: .venv/bench-$(TAG)/$(STAMP)  ## the benchmarks; ARGS=--benchmark-disable for one quick pass
-	$(call bin,bench)/python -m pytest benches $(ARGS)
+	@mkdir -p .benchmarks
+	$(call bin,bench)/python -m pytest benches --benchmark-json=.benchmarks/latest.json $(ARGS)
+
+bench-compare: .venv/bench-$(TAG)/$(STAMP)  ## what changed since the kept benchmarks, as ratios to smtplib
+	@$(call bin,bench)/python benches/compare.py
+
+bench-keep: .venv/bench-$(TAG)/$(STAMP)  ## keep the figures of the last `make bench`
+	@$(call bin,bench)/python benches/compare.py keep
 
 memory: .venv/bench-$(TAG)/$(STAMP)  ## flat memory: 1,000,000 messages against 10,000
 	$(call bin,bench)/python benches/memory.py $(ARGS)
@@ -90,11 +126,30 @@ memory: .venv/bench-$(TAG)/$(STAMP)  ## flat memory: 1,000,000 messages against 
 report: .venv/bench-$(TAG)/$(STAMP)  ## the tables of ratios that the README shows
 	$(call bin,bench)/python benches/report.py
 
-lint: .venv/lint-$(TAG)/$(STAMP)  ## ruff, mypy, pyright
+docs: .venv/docs-$(TAG)/$(STAMP)  ## the documentation, into build/docs; a warning is an error
+	$(call bin,docs)/python -m sphinx -W --keep-going -q -b html docs build/docs
+
+release-check: .venv/release-$(TAG)/$(STAMP)  ## all that can be checked of a release without making it
+	rm -rf build dist
+	$(call bin,release)/python tools/release.py version
+	PATH="$(call bin,release):$$PATH" $(call bin,release)/python tools/release.py identifiers
+	$(call bin,release)/python -m build --quiet --sdist
+	FASTSMTP_BUILD_EXTENSION=no $(call bin,release)/python -m build --quiet --wheel
+	$(call bin,release)/python -m pip wheel --quiet --no-deps --wheel-dir dist/raw dist/*.tar.gz
+	PATH="$(call bin,release):$$PATH" $(call bin,release)/auditwheel repair --wheel-dir dist dist/raw/*.whl
+	rm -r dist/raw
+	$(call bin,release)/python tools/release.py here dist
+	$(call bin,release)/twine check --strict dist/*
+	$(call bin,release)/check-wheel-contents dist/*.whl
+	$(call bin,release)/zizmor --offline --quiet .github
+
+lint: .venv/lint-$(TAG)/$(STAMP)  ## ruff, mypy, pyright, cython-lint, codespell
 	$(call bin,lint)/ruff check
 	$(call bin,lint)/ruff format --check
 	$(call bin,lint)/mypy
 	$(call bin,lint)/pyright --pythonpath $(call bin,lint)/python
+	PATH="$(call bin,lint):$$PATH" cython-lint src/fastsmtp/_codec.pyx
+	$(call bin,lint)/codespell
 
 clean:  ## remove all that the above made
 	rm -rf .venv build dist src/*.egg-info src/fastsmtp/_codec.c .benchmarks .coverage* \

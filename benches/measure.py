@@ -101,10 +101,11 @@ def on_one_cpu(*others: int) -> Iterator[None]:
 
 def environment() -> str:
     """Return in one line what the figures depend on."""
+    kernel = platform.release().partition("-")[0]
     load = f", load average {os.getloadavg()[0]:.1f} before" if hasattr(os, "getloadavg") else ""
     return (
         f"{platform.python_implementation()} {platform.python_version()}, {_cpu()}, "
-        f"{os.cpu_count()} cores, {platform.system()} {platform.release()}{load}"
+        f"{os.cpu_count()} cores, {platform.system()} {kernel}{load}"
     )
 
 

@@ -126,7 +126,8 @@ memory: .venv/bench-$(TAG)/$(STAMP)  ## flat memory: 1,000,000 messages against 
 report: .venv/bench-$(TAG)/$(STAMP)  ## the tables of ratios that the README shows
 	$(call bin,bench)/python benches/report.py
 
-docs: .venv/docs-$(TAG)/$(STAMP)  ## the documentation, into build/docs; a warning is an error
+docs: .venv/docs-$(TAG)/$(STAMP)  ## the documentation, its examples tested, into build/docs
+	$(call bin,docs)/python -m pytest -q tests/test_docs.py
 	$(call bin,docs)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 release-check: .venv/release-$(TAG)/$(STAMP)  ## all that can be checked of a release without making it

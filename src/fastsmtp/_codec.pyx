@@ -923,7 +923,8 @@ cdef class ReplyParser:
             end = newline - self.buffer + 1
             code = codes[i]
             if (
-                start[0] != 48 + code // 100
+                not 200 <= code <= 599
+                or start[0] != 48 + code // 100
                 or start[1] != 48 + code // 10 % 10
                 or start[2] != 48 + code % 10
                 or start[3] != c" "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import inspect
 import io
 import logging
 import smtplib
@@ -125,7 +126,7 @@ def test_a_replaced_method_is_called_as_in_smtplib(start, hook, way):
 def called_in(call: Callable[[], Any]) -> set[str]:
     """Return the names of the methods of fastsmtp.SMTP that a call comes through."""
     methods = {
-        function.__code__: name
+        inspect.unwrap(function).__code__: name
         for name, function in vars(fastsmtp.SMTP).items()
         if isinstance(function, types.FunctionType)
     }

@@ -108,6 +108,7 @@ def has_parameters(quoted: str) -> bool:
 @example(address="<v@x> NOTIFY=NEVER ORCPT=rfc822;e@evil")
 @example(address="<@[ NOTIFY=NEVER>")
 def test_an_address_is_quoted_as_smtplib_does_or_refused_with_reason(address):
+    address = address.replace("\r\n", "\n").replace("\r", "\n")  # row 25 of docs/differences.md
     expected = smtplib.quoteaddr(address)
     if parseaddr(address) == ("", "") and address.strip().startswith("<"):
         expected = address.strip()  # smtplib leaves the space around it

@@ -9,11 +9,13 @@ are looked up in the package when they are needed, so that they may be replaced
 there, too.
 """
 
+import functools
 import hmac
 import operator
 import smtplib as _smtplib
 import socket as _socket
 import sys
+from _thread import RLock
 from collections import deque
 from datetime import datetime
 from email.base64mime import body_encode
@@ -71,11 +73,30 @@ if TYPE_CHECKING:
     from .message import AnyMessage
     from .operations import Buffer, Operation
 
+    F = TypeVar("F", bound="Callable[..., Any]")
     T = TypeVar("T")
     ReplyTuple = tuple[int, bytes]
 
 _api: "ModuleType" = sys.modules[__name__.rpartition(".")[0]]
 _VERBS = running_verbs()
+
+
+class _Turn:
+    """The lock that lets one thread at a time converse; an instance's own, made when needed."""
+
+    def __get__(self, instance: "Any", owner: object) -> "Any":
+        return self if instance is None else instance.__dict__.setdefault("_turn", RLock())
+
+
+def _in_turn(method: "F") -> "F":
+    """Have a method wait until other threads have the replies to what they sent."""
+
+    @functools.wraps(method)
+    def in_turn(self: "Any", *args: "Any", **keywords: "Any") -> "Any":
+        with self._turn:
+            return method(self, *args, **keywords)
+
+    return in_turn  # type: ignore[return-value]
 
 
 class SMTP(_smtplib.SMTP):
@@ -117,6 +138,7 @@ class SMTP(_smtplib.SMTP):
     _secrets: "tuple[bytes, ...]" = ()
     _lmtp = False
     _own_hooks: "tuple[Any, ...]"
+    _turn = _Turn()
 
     def __init__(
         self,
@@ -146,6 +168,7 @@ class SMTP(_smtplib.SMTP):
     def __enter__(self) -> "Self":
         return self
 
+    @_in_turn
     def __exit__(self, *args: object) -> None:
         try:
             code, text = self.docmd("QUIT")
@@ -210,6 +233,7 @@ class SMTP(_smtplib.SMTP):
             self._debug("connect: to", (host, port), self.source_address)
         return _api.socket.create_connection((host, port), timeout, self.source_address)
 
+    @_in_turn
     def connect(
         self, host: str = "localhost", port: int = 0, source_address: "SourceAddress | None" = None
     ) -> "ReplyTuple":
@@ -281,6 +305,7 @@ class SMTP(_smtplib.SMTP):
             if sock is not None:
                 sock.close()
 
+    @_in_turn
     def quit(self) -> "ReplyTuple":
         """Say QUIT, close, and return the reply."""
         reply = self.docmd("quit")
@@ -326,6 +351,7 @@ class SMTP(_smtplib.SMTP):
 
     # -- commands and replies --
 
+    @_in_turn
     def send(self, s: "str | ReadableBuffer") -> None:
         """Write text, in `command_encoding`, or bytes, as they are.
 
@@ -394,6 +420,7 @@ class SMTP(_smtplib.SMTP):
         except (SMTPException, OSError) as error:
             raise self._failure(error)  # noqa: B904 - often the same one
 
+    @_in_turn
     def getreply(self) -> "ReplyTuple":
         """Read one reply; return its code, -1 if it has none, and its text.
 
@@ -435,11 +462,13 @@ class SMTP(_smtplib.SMTP):
                 text = shown
         return code, text
 
+    @_in_turn
     def docmd(self, cmd: str, args: str = "") -> "ReplyTuple":
         """Send a command and return its reply."""
         self.putcmd(cmd, args)
         return self.getreply()
 
+    @_in_turn
     def helo(self, name: str = "") -> "ReplyTuple":
         """Say HELO, as *name* or as `local_hostname` (RFC 5321, section 4.1.1.1)."""
         self.putcmd("helo", name or self.local_hostname)
@@ -447,6 +476,7 @@ class SMTP(_smtplib.SMTP):
         self.helo_resp = text
         return code, text
 
+    @_in_turn
     def ehlo(self, name: str = "") -> "ReplyTuple":
         """Say EHLO, as *name* or as `local_hostname`, and learn the extensions.
 
@@ -480,6 +510,7 @@ class SMTP(_smtplib.SMTP):
         """Say whether the server offers a service extension."""
         return opt.lower() in self.esmtp_features
 
+    @_in_turn
     def help(self, args: str = "") -> bytes:
         """Ask for help and return its text."""
         self.putcmd("help", args)
@@ -501,6 +532,7 @@ class SMTP(_smtplib.SMTP):
         """Say NOOP."""
         return self.docmd("noop")
 
+    @_in_turn
     def mail(self, sender: str, options: "Sequence[str]" = ()) -> "ReplyTuple":
         """Say MAIL: begin a transaction (RFC 5321, section 4.1.1.2).
 
@@ -515,6 +547,7 @@ class SMTP(_smtplib.SMTP):
         self.putcmd(*self._split(_VERBS.mail, sender, parameters))
         return self.getreply()
 
+    @_in_turn
     def rcpt(self, recip: str, options: "Sequence[str]" = ()) -> "ReplyTuple":
         """Say RCPT: name one recipient (RFC 5321, section 4.1.1.3)."""
         parameters = " " + " ".join(options) if options and self.does_esmtp else ""
@@ -534,6 +567,7 @@ class SMTP(_smtplib.SMTP):
             raise SMTPNotSupportedError("SMTPUTF8 not supported by server")
         return "utf-8"
 
+    @_in_turn
     def data(self, msg: "str | ReadableBuffer") -> "ReplyTuple":
         """Say DATA, send the message, and return the reply to its final dot.
 
@@ -567,6 +601,7 @@ class SMTP(_smtplib.SMTP):
         size = len(octets)  # type: ignore[arg-type]
         return size, (stuffed, b".\r\n" if stuffed[-2:] == b"\r\n" else b"\r\n.\r\n")
 
+    @_in_turn
     def verify(self, address: str) -> "ReplyTuple":
         """Say VRFY: ask whether an address is known."""
         self.putcmd("vrfy", _api._addr_only(address))
@@ -574,6 +609,7 @@ class SMTP(_smtplib.SMTP):
 
     vrfy = verify
 
+    @_in_turn
     def expn(self, address: str) -> "ReplyTuple":
         """Say EXPN: ask who is on a mailing list."""
         self.putcmd("expn", _api._addr_only(address))
@@ -581,6 +617,7 @@ class SMTP(_smtplib.SMTP):
 
     # -- authentication --
 
+    @_in_turn
     def auth(
         self,
         mechanism: str,
@@ -677,6 +714,7 @@ class SMTP(_smtplib.SMTP):
             self._secrets += (secret.encode("utf-8", "replace"),)
         return secret
 
+    @_in_turn
     def login(
         self,
         user: str,
@@ -720,6 +758,7 @@ class SMTP(_smtplib.SMTP):
 
     # -- TLS --
 
+    @_in_turn
     def starttls(
         self,
         keyfile: "StrOrBytesPath | None" = None,
@@ -795,6 +834,17 @@ class SMTP(_smtplib.SMTP):
         if not recipients:
             raise SMTPRecipientsRefused({})
         mail_options, rcpt_options = tuple(mail_options), tuple(rcpt_options)
+        with self._turn:
+            return self._transact(from_addr, recipients, msg, mail_options, rcpt_options)
+
+    def _transact(
+        self,
+        from_addr: str,
+        recipients: "list[str]",
+        msg: "str | SizedBuffer",
+        mail_options: "tuple[str, ...]",
+        rcpt_options: "tuple[str, ...]",
+    ) -> "dict[str, ReplyTuple]":
         size, payload = self._payload(msg)
         if self.helo_resp is None and self.ehlo_resp is None:
             # What no server could take is refused before the first word to this one.
@@ -1131,6 +1181,7 @@ class LMTP(SMTP, _smtplib.LMTP):  # pyright: ignore[reportIncompatibleVariableOv
             self, host, port, local_hostname, timeout, source_address, pipelining=pipelining
         )
 
+    @_in_turn
     def connect(
         self, host: str = "localhost", port: int = 0, source_address: "SourceAddress | None" = None
     ) -> "ReplyTuple":
@@ -1155,11 +1206,15 @@ class LMTP(SMTP, _smtplib.LMTP):  # pyright: ignore[reportIncompatibleVariableOv
             raise
         return sock
 
+    @_in_turn
     def mail(self, sender: str, options: "Sequence[str]" = ()) -> "ReplyTuple":
         """Say MAIL: begin a transaction (RFC 5321, section 4.1.1.2)."""
-        self._accepted = 0
-        return super().mail(sender, options)
+        reply = super().mail(sender, options)
+        if reply[0] == 250:  # what is refused as nested leaves the transaction that is open
+            self._accepted = 0
+        return reply
 
+    @_in_turn
     def rcpt(self, recip: str, options: "Sequence[str]" = ()) -> "ReplyTuple":
         """Say RCPT: name one recipient (RFC 5321, section 4.1.1.3)."""
         reply = super().rcpt(recip, options)
@@ -1171,6 +1226,7 @@ class LMTP(SMTP, _smtplib.LMTP):  # pyright: ignore[reportIncompatibleVariableOv
         replies = [self.getreply()]
         while len(replies) < self._accepted and replies[-1][0] != 421:
             replies.append(self.getreply())
+        self._accepted = 0
         self._data_replies = replies
         return next((reply for reply in replies if reply[0] != 250), replies[-1])
 

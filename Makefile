@@ -84,8 +84,12 @@ coverage: $(if $(MEASURED_IN),,.venv/test-$(TAG)/$(STAMP))  ## a run measured: p
 
 test-servers: .venv/test-$(TAG)/$(STAMP)  ## real servers, on both codecs (Linux, root, apt); writes docs/servers.md
 	rm -rf .servers/results
-	FASTSMTP_SERVERS=all FASTSMTP_IMPL=c $(call bin,test)/python -m pytest tests/servers -n 2 --dist loadgroup $(ARGS)
-	FASTSMTP_SERVERS=all FASTSMTP_IMPL=python $(call bin,test)/python -m pytest tests/servers -n 2 --dist loadgroup $(ARGS)
+ifeq ($(FASTSMTP_BUILD_EXTENSION),no)
+	$(NO_EXTENSION)
+else
+	FASTSMTP_SERVERS=all FASTSMTP_IMPL=c $(call bin,test)/python -m pytest tests/servers -q -n 2 $(ARGS)
+endif
+	FASTSMTP_SERVERS=all FASTSMTP_IMPL=python $(call bin,test)/python -m pytest tests/servers -q -n 2 $(ARGS_PYTHON)
 	$(call bin,test)/python tests/servers/matrix.py
 
 test-newest:  ## the suite and the servers in Debian unstable (root, debootstrap): half an hour

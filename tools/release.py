@@ -119,7 +119,8 @@ def check_sdist(sdist: Path) -> str:
     for needed in ("src/fastsmtp/_codec.pyx", "tests/conftest.py", "setup.py", "Makefile"):
         if needed not in names:
             raise Wrong(f"{sdist.name} lacks {needed}")
-    if made := [name for name in names if name.endswith((".c", ".so", ".pyd"))]:
+    generated = re.compile(r"src/.*\.c|.*\.(so|pyd|pyc)")
+    if made := [name for name in names if generated.fullmatch(name)]:
         raise Wrong(f"{sdist.name} has what a build makes: {', '.join(made)}")
     return f"{sdist.name}: {len(names)} files, the source of the codec, nothing generated"
 

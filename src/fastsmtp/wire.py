@@ -168,10 +168,15 @@ class Wire:
     ) -> "Reply":
         """Return the next reply, each line read by itself and shown to *observe*."""
         parsed = None
-        receive = None if self.file is not None else _Until(self.sock).recv
+        if self.file is None:
+            receive = _Until(self.sock).recv
+
+            def readline(limit: int) -> bytes:
+                return self._take_line(limit, receive)
+        else:
+            readline = self.file.readline
         while parsed is None:
-            limit = parser.max_line + 1
-            line = self._take_line(limit, receive) if receive else self.file.readline(limit)
+            line = readline(parser.max_line + 1)
             if not line:
                 raise SMTPServerDisconnected("Connection unexpectedly closed")
             observe(line)

@@ -29,5 +29,6 @@ html_css_files = ["fastsmtp.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
+highlight_language = "none"  # a block that names no language is no Python
 pygments_style = "friendly"
 pygments_dark_style = "native"

@@ -119,7 +119,7 @@ def draw(plot: Plot, runs: "list[dict]") -> None:
         axes.text(length + max(values) / 60, place, f"{value(run, bar)} {bar.label}", label)
     if plot.line:
         axes.axvline(1, color=GREY, linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.text(1, -0.75, f" 1 = {plot.line}", color=GREY, fontsize=9, va="center")
+        axes.text(1, -0.75, f"   1 = {plot.line}", color=GREY, fontsize=9, va="center")
     axes.set_yticks(*_ticks(plot, places), color=INK)
     axes.set_xlim(0, max(values) * 1.22)
     axes.set_ylim(places[-1] + 0.7, -1.1 if plot.line else -0.7)

@@ -25,6 +25,11 @@ settings.load_profile("untimed")
 CODECS = ["_codec_py"] if os.environ.get("FASTSMTP_IMPL") == "python" else ["_codec", "_codec_py"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # aiosmtpd 1.4.6 imports what CPython 3.15 warns of.
+    config.addinivalue_line("filterwarnings", "ignore:.*ByteString:DeprecationWarning")
+
+
 def pytest_sessionstart() -> None:
     """Let a socket that a server on asyncio leaves behind fail no test: none of it is ours."""
     report = sys.unraisablehook

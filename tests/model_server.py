@@ -117,6 +117,7 @@ class NamingSession(Session):
             self.connection.send(UNASKED)
             self.server.told.set()
         elif whim == "reset":
+            self._over = True
             reset(self.connection)
         elif whim in LOSSES:
             self._over = True

@@ -29,6 +29,7 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -37,6 +38,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union
 
+import pytest
+
 #: The ports of this run's servers on asyncio: see pytest_sessionstart() in conftest.py.
 ASYNCIO_PORTS: set[int] = set()
 TIMEOUT = 5.0  # seconds; the longest that anything here waits
@@ -44,6 +47,10 @@ TIMEOUT = 5.0  # seconds; the longest that anything here waits
 Reply = Union[bytes, Callable[["Connection"], None], "tuple[Reply, ...]"]
 
 IN_PIECES: Reply = ()
+
+
+def not_on_pypy(why: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(sys.implementation.name == "pypy", reason=f"PyPy: {why}")
 
 
 class Hangup(Exception):

@@ -10,6 +10,7 @@ import sys
 from email.message import EmailMessage
 
 import pytest
+from support import not_on_pypy
 
 from fastsmtp.cli import sources
 from fastsmtp.cli.exits import NO_INPUT, Failure
@@ -79,6 +80,7 @@ def test_a_folder_is_read_when_its_turn_comes(tmp_path):
         entry.read()
 
 
+@not_on_pypy("no tracemalloc")
 def test_the_memory_for_a_folder_does_not_grow_with_it(tmp_path):
     """What a folder of 30,000 holds in memory, and what one of 1,000 does, is about the same."""
     script = """

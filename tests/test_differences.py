@@ -583,3 +583,29 @@ def test_a_newline_ends_no_quoted_string():
     theirs, ours = both(call)
     assert b"<a@example.org>" not in theirs.wire.partition(b"DATA")[0].partition(b"data")[0]
     assert [message.recipients for message in ours.messages] == [[A, B]]
+
+
+@row("26")
+def test_threads_take_turns():
+    """A second thread says NOOP while the first one waits for the reply to its MAIL."""
+    asked = threading.Event()
+    interrupted = []
+
+    def hold(connection: Connection) -> None:
+        asked.set()
+        interrupted.append(bool(select.select([connection.sock], [], [], 1)[0]))
+        connection.send(b"250 sender ok\r\n")
+
+    def call(client: Any) -> Any:
+        asked.clear()
+        client.sock.settimeout(3)  # one may wait for what the other has read
+        other = threading.Thread(target=lambda: asked.wait(5) and attempt(client.noop))
+        other.start()
+        result = attempt(client.mail, FROM)
+        other.join()
+        return result
+
+    _, ours = both(call, replies={"MAIL": hold})
+    assert interrupted == [True, False]
+    assert ours.result == (250, b"sender ok")
+    assert ours.wire.lower().endswith(b"noop\r\n")

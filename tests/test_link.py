@@ -29,6 +29,7 @@ from support import (
     close,
     collect,
     multiline,
+    not_on_pypy,
     reset,
     scripted,
     server_tls,
@@ -486,7 +487,7 @@ def make_expired_certificate(directory: Path) -> Path:
     curve = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
     for command in (
         f"req -new {curve} -subj /CN=localhost -keyout %(key)s -out %(request)s",
-        "x509 -req -days -1 -in %(request)s -signkey %(key)s -extfile %(more)s -out %(signed)s",
+        "x509 -req -days 0 -in %(request)s -signkey %(key)s -extfile %(more)s -out %(signed)s",
     ):
         words = ["openssl", *[word % names for word in command.split()]]
         subprocess.run(words, check=True, capture_output=True)
@@ -760,6 +761,7 @@ def test_a_server_that_sends_without_end(step, kind, secure, certificate, truste
     assert server.messages == []
 
 
+@not_on_pypy("what is left is collected later")
 def test_a_reply_of_60_megabytes():
     line = b"250-" + b"x" * 500 + b"\r\n"
     reply = line * (60_000_000 // len(line)) + b"250 end\r\n"

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
 
 import fastsmtp
+
+tracemalloc = pytest.importorskip("tracemalloc")  # PyPy has none
 
 FEW, MANY = 2_000, 20_000
 CONNECTIONS = 3

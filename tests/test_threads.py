@@ -66,9 +66,11 @@ class Picky(NamingServer):
 
 
 class PickySession(NamingSession):
-    def reply(self, step: str, usual: Any) -> int:
-        refuses = step == "RCPT" and REFUSED in self.server.commands[-1]
-        return super().reply(step, b"550 not here\r\n" if refuses else usual)
+    def do_RCPT(self, verb: str, argument: str) -> None:
+        if REFUSED in argument:
+            self.reply(verb, b"550 not here\r\n")
+        else:
+            super().do_RCPT(verb, argument)
 
 
 def letter(name: str) -> tuple[str, list[str], str]:

@@ -114,7 +114,7 @@ def test_form(post: Post, kind: str):
     assert client.mailer.totals.notes == []
 
 
-@feature("{number:,} recipient(s), some refused")
+@feature("recipients, some refused: {number:,}")
 @every_client
 @pytest.mark.parametrize("number", [1, 100, 1000])
 def test_recipients(post: Post, kind: str, number: int):

@@ -83,7 +83,7 @@ coverage: $(if $(MEASURED_IN),,.venv/test-$(TAG)/$(STAMP))  ## a run measured: p
 	$(MEASURED_BIN)/coverage report --fail-under=100 --include=$(PURE_FILES)
 
 test-servers: .venv/test-$(TAG)/$(STAMP)  ## real servers, on both codecs (Linux, root, apt); writes docs/servers.md
-	rm -rf .servers/results
+	rm -f .servers/results/c.json .servers/results/python.json
 ifeq ($(FASTSMTP_BUILD_EXTENSION),no)
 	$(NO_EXTENSION)
 else

@@ -458,6 +458,17 @@ def test_keyfile_and_certfile_are_accepted(module, certificate):
             module.SMTP_SSL(keyfile=str(certificate), certfile=str(certificate))
 
 
+@row("20a")
+def test_the_warning_points_at_the_caller(certificate):
+    with (
+        ModelServer((*EXTENSIONS, "STARTTLS"), tls=server_tls(certificate)) as server,
+        fastsmtp.SMTP(server.host, server.port) as client,
+        pytest.warns(DeprecationWarning, match="keyfile and certfile") as caught,
+    ):
+        client.starttls(certfile=str(certificate), keyfile=str(certificate))
+    assert [Path(warning.filename) for warning in caught] == [Path(__file__)]
+
+
 @row("20b")
 def test_starttls_is_not_sent_in_vain(monkeypatch):
     monkeypatch.setattr(smtplib, "_have_ssl", False)

@@ -9,11 +9,16 @@ test_codec.py; the ledger of eight threads and a faulty server: test_ledger.py.
 from __future__ import annotations
 
 import contextlib
+import copy
+import pickle
+import re
 import socket
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from email.message import EmailMessage
 from typing import Any
 
 import pytest
@@ -166,6 +171,34 @@ def test_threads_that_share_a_connection_mix_nothing(kind, count):
     assert max(stored.values(), default=0) <= 1
     assert shared.sent <= set(stored) <= shared.sent | shared.failed
     assert {line[:4].upper() for line in server.commands} <= set(VERBS)
+
+
+def test_threads_that_share_a_new_connection_say_ehlo_once():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ModelServer() as server, fastsmtp.SMTP(server.host, server.port) as client:
+            start = threading.Barrier(8)
+
+            def send(number: int) -> object:
+                message = EmailMessage()
+                message["From"], message["To"] = "a@example.org", "ü@example.org"
+                start.wait()
+                return client.send_message(message)
+
+            with ThreadPoolExecutor(8) as threads:
+                assert list(threads.map(send, range(8))) == [{}] * 8
+    finally:
+        sys.setswitchinterval(before)
+    assert len(re.findall(rb"(?im)^EHLO ", server.received)) == 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_a_client_without_a_connection_can_be_copied(copied):
+    client = fastsmtp.SMTP()
+    with pytest.raises(fastsmtp.SMTPServerDisconnected):
+        client.noop()
+    assert copied(client).local_hostname == client.local_hostname
 
 
 def test_a_thread_may_close_what_another_one_waits_for():

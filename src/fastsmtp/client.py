@@ -81,11 +81,18 @@ _api: "ModuleType" = sys.modules[__name__.rpartition(".")[0]]
 _VERBS = running_verbs()
 
 
+class _Lock(RLock):  # type: ignore[misc]
+    """A lock that stays behind: a client without a connection can be copied and pickled."""
+
+    def __reduce__(self) -> "Any":
+        return _Lock, ()
+
+
 class _Turn:
     """The lock that lets one thread at a time converse; an instance's own, made when needed."""
 
     def __get__(self, instance: "Any", owner: object) -> "Any":
-        return self if instance is None else instance.__dict__.setdefault("_turn", RLock())
+        return self if instance is None else instance.__dict__.setdefault("_turn", _Lock())
 
 
 def _in_turn(method: "F") -> "F":
@@ -93,6 +100,8 @@ def _in_turn(method: "F") -> "F":
 
     @functools.wraps(method)
     def in_turn(self: "Any", *args: "Any", **keywords: "Any") -> "Any":
+        if not isinstance(self, SMTP):
+            return method(self, *args, **keywords)  # an unbound call, on what is like one
         with self._turn:
             return method(self, *args, **keywords)
 
@@ -458,7 +467,7 @@ class SMTP(_smtplib.SMTP):
         if self._secrets:
             shown = self._without_secrets(text)
             wire.session.last_reply = Reply(code, shown)
-            if code >= 400 or code == 235:  # what errors show; the rest means what it says
+            if not 200 <= code < 400 or code == 235:  # for errors; the rest means what it says
                 text = shown
         return code, text
 
@@ -487,10 +496,10 @@ class SMTP(_smtplib.SMTP):
         code, text = self.getreply()
         if code == -1 and len(text) == 0:
             raise self._lost("Server not connected")
-        self.ehlo_resp = text
         if code == 250:
             self.does_esmtp = True
             self.esmtp_features = parse_extensions(text)
+        self.ehlo_resp = text  # last: other threads take it for a sign that all is known
         return code, text
 
     def ehlo_or_helo_if_needed(self) -> None:
@@ -498,8 +507,15 @@ class SMTP(_smtplib.SMTP):
 
         Raises SMTPHeloError if the server takes neither.
         """
-        if self.helo_resp is not None or self.ehlo_resp is not None:
-            return
+        if not self._said_hello():
+            with self._turn:
+                if not self._said_hello():  # by another thread
+                    self._say_hello()
+
+    def _said_hello(self) -> bool:
+        return self.helo_resp is not None or self.ehlo_resp is not None
+
+    def _say_hello(self) -> None:
         code, text = self.ehlo()
         if code != 421 and not 200 <= code <= 299:
             code, text = self.helo()
@@ -516,6 +532,7 @@ class SMTP(_smtplib.SMTP):
         self.putcmd("help", args)
         return self.getreply()[1]
 
+    @_in_turn
     def rset(self) -> "ReplyTuple":
         """Say RSET: end the transaction, with nothing sent."""
         self.command_encoding = "ascii"
@@ -580,13 +597,13 @@ class SMTP(_smtplib.SMTP):
         self.putcmd("data")
         reply = self.getreply()
         if self._debugging():
-            self._debug("data:", reply)
+            self._debug("data:", (reply[0], self._without_secrets(reply[1])))
         if reply[0] != 354:
             raise SMTPDataError(*reply)
         self.send(b"".join(payload))
         reply = self._data_reply()
         if self._debugging():
-            self._debug("data:", reply)
+            self._debug("data:", (reply[0], self._without_secrets(reply[1])))
         return reply
 
     def _data_reply(self) -> "ReplyTuple":
@@ -781,7 +798,7 @@ class SMTP(_smtplib.SMTP):
             raise SMTPNotSupportedError("STARTTLS extension not supported by server.")
         if not _api._have_ssl:
             raise RuntimeError("No SSL support included in this Python")
-        chosen = _tls_context(context, keyfile, certfile)
+        chosen = _tls_context(context, keyfile, certfile, stacklevel=4)
 
         def perform(effect: Send) -> "list[ReplyTuple]":
             return [self.docmd("STARTTLS")]
@@ -846,7 +863,7 @@ class SMTP(_smtplib.SMTP):
         rcpt_options: "tuple[str, ...]",
     ) -> "dict[str, ReplyTuple]":
         size, payload = self._payload(msg)
-        if self.helo_resp is None and self.ehlo_resp is None:
+        if not self._said_hello():
             # What no server could take is refused before the first word to this one.
             Envelope(
                 from_addr, recipients, mail_options, rcpt_options, utf8=True, quote=_api.quoteaddr
@@ -1096,6 +1113,7 @@ def _tls_context(
     context: "ssl.SSLContext | None",
     keyfile: "StrOrBytesPath | None",
     certfile: "StrOrBytesPath | None",
+    stacklevel: int = 3,
 ) -> "Any":
     """Return the context to use; without one, smtplib's, which verifies nothing."""
     if keyfile is None and certfile is None:
@@ -1108,7 +1126,7 @@ def _tls_context(
     warnings.warn(
         "keyfile and certfile are deprecated, use a custom context instead",
         DeprecationWarning,
-        stacklevel=3,
+        stacklevel=stacklevel,
     )
     return _api.ssl._create_stdlib_context(certfile=certfile, keyfile=keyfile)
 

@@ -1,6 +1,6 @@
 """All that is said on one connection of a Mailer, from the greeting to QUIT."""
 
-from . import auth
+from . import auth, codec
 from .errors import SMTPAuthenticationError, SMTPNotSupportedError, SMTPResponseException
 from .operations import (
     START_TLS,
@@ -15,7 +15,7 @@ from .transactions import chunked, one_by_one, overlapped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from .operations import Operation
 
@@ -161,13 +161,25 @@ def _log_in(
         host=terms.host,
         port=terms.port,
     )
-    secrets = tuple(secret.encode("utf-8") for secret in (password, token) if secret)
+    secrets = tuple(_told(credentials.user, password, token))
     try:
         yield from login(mechanisms)
         return secrets
     except SMTPAuthenticationError as error:
         code, text = error.smtp_code, without_secrets(error.smtp_error, secrets)
     raise SMTPAuthenticationError(code, text)  # not in the handler: see authenticate()
+
+
+def _told(user: str, password: "str | None", token: "str | None") -> "Iterator[bytes]":
+    """Yield the forms in which the server gets to know the secrets."""
+    for secret in (password, token):
+        if secret:
+            yield secret.encode("utf-8")
+            yield codec.sasl_base64(secret)
+    if password:
+        yield codec.sasl_plain(user, password)
+    if token:
+        yield codec.sasl_xoauth2(user, token)
 
 
 def _secret(secret: "Secret | None") -> "str | None":

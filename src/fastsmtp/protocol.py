@@ -82,7 +82,7 @@ class Session:
 
     def _redacted(self, parsed: "tuple[int, bytes]") -> "tuple[int, bytes]":
         code, text = parsed
-        return parsed if code < 400 else (code, without_secrets(text, self.secrets))
+        return parsed if code in (250, 354) else (code, without_secrets(text, self.secrets))
 
     def check_in_step(self) -> None:
         """Before a command: hold that nothing was received that nobody asked for.

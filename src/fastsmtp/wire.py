@@ -143,24 +143,18 @@ class Wire:
         """
         if self._early:
             return [self._early.popleft()]
-        replies = self.session.next_replies(most)
-        if not replies:
-            replies = self._receive_replies(most, self.sock.recv)
-        if not replies:
-            receive = _Until(self.sock).recv
-            while not replies:
-                replies = self._receive_replies(most, receive)
-        return replies
-
-    def _receive_replies(self, most: int, receive: "Callable[[int], bytes]") -> "list[Reply]":
-        """Receive once; return the replies that are whole then, maybe none."""
-        if self.broken:
-            raise SMTPServerDisconnected("Server not connected")
-        data = receive(_RECEIVE)
-        self.session.receive(data)
-        replies = self.session.next_replies(most)
-        if not (replies or data):
-            raise SMTPServerDisconnected("Connection unexpectedly closed")
+        session, until = self.session, None
+        replies = session.next_replies(most)
+        while not replies:
+            if self.broken:
+                raise SMTPServerDisconnected("Server not connected")
+            data = (until or self.sock).recv(_RECEIVE)
+            session.receive(data)
+            replies = session.next_replies(most)
+            if not replies:
+                if not data:
+                    raise SMTPServerDisconnected("Connection unexpectedly closed")
+                until = until or _Until(self.sock)
         return replies
 
     def read_reply_by_lines(
@@ -169,6 +163,8 @@ class Wire:
         """Return the next reply, each line read by itself and shown to *observe*."""
         parsed = None
         if self.file is None:
+            if not self.session.pending:
+                self.session.receive(self.sock.recv(_RECEIVE))
             receive = _Until(self.sock).recv
 
             def readline(limit: int) -> bytes:
@@ -281,8 +277,10 @@ class Wire:
         """In the middle of a message: hold that the server has not said that it took it."""
         if self._readable():
             self._receive_what_is_there()
-            if self.session.parser.take_replies((250,)) is not None:
-                raise SMTPProtocolError("the server accepted a message before it had all of it")
+            while (reply := self.session.next_reply()) is not None:
+                if reply.code == 250:
+                    raise SMTPProtocolError("the server accepted a message before it had all of it")
+                self._early.append(reply)
 
     def _write_in_turn(self, buffers: "Sequence[Buffer]") -> None:
         data, end = buffers

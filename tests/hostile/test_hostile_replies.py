@@ -6,6 +6,7 @@ test_link.py what a Mailer does about servers that stall, flood, or make no sens
 
 from __future__ import annotations
 
+import functools
 import itertools
 import select
 import socket
@@ -423,10 +424,10 @@ class Narrow(fastsmtp.SMTP):
         return narrow((host, port), timeout)
 
 
-def hasty(connection: Connection) -> None:
+def hasty(connection: Connection, reply: bytes = b"250 early\r\n") -> None:
     """Say 250 in the middle of the message, and 550 when it is whole."""
     time.sleep(2 * PACE)  # the buffers between the two fill up
-    connection.send(b"250 early\r\n")
+    connection.send(reply)
     time.sleep(2 * PACE)
     connection.body()
     connection.send(b"550 no\r\n")
@@ -445,10 +446,12 @@ def test_a_reply_before_the_end_of_the_message(subject, monkeypatch):
     assert isinstance(delivery.error, SMTPProtocolError)
 
 
+@pytest.mark.parametrize("reply", [b"250 early\r\n", b"250-early\r\n250 bird\r\n"])
 @pytest.mark.parametrize("pipelining", [True, False], ids=["pipelined", "one by one"])
-def test_a_reply_before_the_end_of_a_drop_in_s_message(pipelining):
+def test_a_reply_before_the_end_of_a_drop_in_s_message(pipelining, reply):
+    early = functools.partial(hasty, reply=reply)
     with (
-        ModelServer(replies={"DATA": (b"354 go\r\n", hasty)}, buffer_size=8192) as server,
+        ModelServer(replies={"DATA": (b"354 go\r\n", early)}, buffer_size=8192) as server,
         Narrow(server.host, server.port, timeout=TIMEOUT, pipelining=pipelining) as client,
         pytest.raises(SMTPException),
     ):

@@ -5,14 +5,32 @@
 #     tests/servers/newest.sh [folder]
 #
 # The folder (.servers/newest-base) is made anew when it is older than a day, or FRESH is set.
-# ARGS goes to pytest in the folder, ARGS_SERVERS to that of tests/servers, which PYTHON runs out
-# here.  It takes root, debootstrap and unshare.  The exit status is 1 if anything failed.
+# PYTHON runs tests/servers, out here, and docs/servers.md is written: with Debian's columns too
+# if `make test-servers` has run before.  It takes root, debootstrap and unshare.  The exit status
+# is 1 if anything failed.
 
 set -eu
 cd "$(dirname "$0")/../.."
 base=$(realpath -m "${1:-.servers/newest-base}")
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 results=""
+# What was chosen for the interpreter out here, by make too, is not for those in the folder.
+unset ARGS MAKEFLAGS FASTSMTP_BUILD_EXTENSION FASTSMTP_IMPL FASTSMTP_SERVERS PIP_FIND_LINKS
+
+for tool in debootstrap setpriv unshare chroot; do
+    command -v "$tool" >/dev/null || { echo "$tool not found" >&2; exit 2; }
+done
+[ "$(id -u)" = 0 ] || { echo "not root" >&2; exit 2; }
+
+# All that follows runs in a namespace whose processes end when this one does, killed or not.
+if [ $$ != 1 ]; then
+    trap 'kill -KILL $! 2>/dev/null || :' EXIT
+    trap 'exit 130' HUP INT TERM
+    setpriv --pdeathsig KILL unshare --pid --fork --kill-child --mount-proc \
+        "tests/servers/${0##*/}" "$base" &
+    wait $!
+    exit
+fi
 
 # Run a command in the folder, with devices, in a namespace whose mounts end with it.
 inside() {
@@ -39,7 +57,9 @@ build() {
     # A mirror may be some days old.
     inside apt-get -qq -o Acquire::Check-Valid-Until=no update
     packages="ca-certificates gcc libc6-dev make openssl procps pypy3 pypy3-venv"
-    for python in $(pythons); do packages="$packages $python $python-dev $python-venv"; done
+    for python in $(pythons); do
+        packages="$packages $python $python-dev $python-venv lib$python-testsuite"
+    done
     # shellcheck disable=SC2086
     inside env DEBIAN_FRONTEND=noninteractive \
         apt-get -qq install --no-install-recommends $packages >>"$base.log" 2>&1
@@ -56,7 +76,7 @@ configure() {
 copy_repository() {
     mkdir -p "$base/fastsmtp"
     find "$base/fastsmtp" -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +
-    tar -c --exclude='./.*' --exclude=./build --exclude='*.so' --exclude=__pycache__ . |
+    tar -c --exclude='*.so' --exclude=__pycache__ --anchored --exclude=build -- * .ci |
         tar -x -C "$base/fastsmtp" --no-same-owner
 }
 
@@ -80,31 +100,28 @@ print(platform.python_implementation(), sys.version.split()[0], *(
 # hypothesis, and the new source wants Rust.
 suite() {
     inside env PIP_ONLY_BINARY=hypothesis make --no-print-directory -C /fastsmtp test PYTHON="$1" \
-        ARGS="-q -n 3 --dist loadfile ${ARGS-}"
+        ARGS="-q -n 3 --dist loadfile"
 }
 
+# Not aiosmtpd, which is the same everywhere.
 servers() {
-    FASTSMTP_SERVERS="$1" FASTSMTP_SERVERS_BASE="$base" \
-        make --no-print-directory test ARGS="-q tests/servers ${ARGS_SERVERS-}"
+    rm -f .servers/results/*-newest.json
+    FASTSMTP_SERVERS=exim,opensmtpd,postfix,dovecot FASTSMTP_SERVERS_BASE="$base" \
+        make --no-print-directory test ARGS="-q -n 2 tests/servers" &&
+        "${PYTHON:-python3}" tests/servers/matrix.py
 }
-
-for tool in debootstrap unshare chroot; do
-    command -v "$tool" >/dev/null || { echo "$tool not found" >&2; exit 2; }
-done
-[ "$(id -u)" = 0 ] || { echo "not root" >&2; exit 2; }
 
 if [ -n "${FRESH-}" ] || [ -z "$(find "$base/.complete" -mtime -1 2>/dev/null)" ]; then
     build
 fi
 configure
 copy_repository
-for python in $(pythons) pypy3; do
+newest=$(pythons)
+[ -n "$newest" ] || { echo "no CPython in $base" >&2; exit 2; }
+for python in $newest pypy3; do
     record "$(version_of "$python")" suite "$python"
 done
-for server in exim:exim4-daemon-heavy opensmtpd:opensmtpd postfix:postfix dovecot:dovecot-core; do
-    package=${server#*:}
-    version=$(inside apt-cache show --no-all-versions "$package" | sed -n 's/^Version: //p')
-    record "$package $version" servers "${server%%:*}"
-done
+record "$(inside apt-cache show --no-all-versions exim4-daemon-heavy opensmtpd postfix dovecot-core |
+    sed -n 's/^Package: //p; s/^Version: //p' | paste -sd ' ')" servers
 printf '\n%s' "$results"
 case $results in *FAILED*) exit 1 ;; esac

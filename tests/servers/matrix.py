@@ -89,9 +89,8 @@ Each of these mail servers is run as its packages have it, and is sent to by eve
 with {codecs}.
 What arrived is read from the server's mailboxes and compared with what was sent, octet for octet
 after the trace fields that the server puts above it; and in the end nothing may be there that no
-client was told of. `make test-servers` does it all and then writes this page (`make test-newest` adds what Debian unstable
-has); each row is one
-test in `tests/servers/`.
+client was told of. `make test-servers` does it all and then writes this page, `make test-newest`
+adds the servers of Debian unstable; each row is one test in `tests/servers/`.
 
 The letters are the clients for which it came out right:
 

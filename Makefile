@@ -102,8 +102,7 @@ sanitize: .venv/test-$(TAG)/$(STAMP)  ## the codec under AddressSanitizer and UB
 	tests/sanitize.sh $(call bin,test)/python $(ARGS)
 
 leaks: .venv/test-$(TAG)/$(STAMP)  ## what grows with the number of calls: nothing
-	FASTSMTP_IMPL=c $(call bin,test)/python tests/leaks.py $(ARGS)
-	FASTSMTP_IMPL=python $(call bin,test)/python tests/leaks.py $(ARGS)
+	$(call bin,test)/python tests/leaks.py $(ARGS)
 
 soak: .venv/test-$(TAG)/$(STAMP)  ## the Mailer against a faulty server; MINUTES=10
 	$(call bin,test)/python tests/soak.py $(MINUTES)

@@ -18,7 +18,8 @@ import fastsmtp
 
 # No test is timed: a machine may be busy.
 settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+settings.register_profile("few", deadline=None, max_examples=20)
+settings.load_profile(os.environ.get("FASTSMTP_HYPOTHESIS", "untimed"))
 
 #: Where Python was asked for, a run has no compiled half to test; anywhere else
 #: its absence is a failure.

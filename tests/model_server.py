@@ -101,7 +101,7 @@ class NamingSession(Session):
         if step in ("greeting", "AUTH", "response"):
             return step  # credentials are for nobody's ears
         if step not in ("body", "BDAT"):
-            return self.server.commands[-1]
+            return self.command
         recipient = f" for {self._awaited.pop(0)}" if self._awaited else ""
         return f"message of {self._sender}{recipient}"
 

@@ -395,6 +395,7 @@ class Session:
         self.server = server
         self.connection = connection
         self.message: Message | None = None
+        self.command = ""  # the last one of this session
         self._counts: Counter[str] = Counter()
 
     def run(self) -> None:
@@ -402,6 +403,7 @@ class Session:
         while True:
             line = self.connection.line().rstrip(b"\r\n").decode("utf-8", "surrogateescape")
             self.server.commands.append(line)
+            self.command = line
             verb, _, argument = line.partition(" ")
             handler = getattr(self, f"do_{verb.upper()}", None)
             if handler is None:

@@ -12,7 +12,6 @@
 set -eu
 cd "$(dirname "$0")/../.."
 base=$(realpath -m "${1:-.servers/newest-base}")
-mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 results=""
 # What was chosen for the interpreter out here, by make too, is not for those in the folder.
 unset ARGS MAKEFLAGS FASTSMTP_BUILD_EXTENSION FASTSMTP_IMPL FASTSMTP_SERVERS PIP_FIND_LINKS
@@ -53,7 +52,7 @@ build() {
     # What was fetched for the old folder does not fit the new one.
     rm -rf --one-file-system "$base" .servers/newest
     mkdir -p "$base"
-    debootstrap --variant=minbase unstable "$base" "$mirror" >"$base.log"
+    debootstrap --variant=minbase unstable "$base" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$base.log"
     # A mirror may be some days old.
     inside apt-get -qq -o Acquire::Check-Valid-Until=no update
     packages="ca-certificates gcc libc6-dev make openssl procps pypy3 pypy3-venv"

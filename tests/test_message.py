@@ -253,6 +253,16 @@ def test_what_no_domain_in_ascii_helps_is_left_alone(kind, value):
     )
 
 
+def test_a_field_that_nests_too_deep_to_be_read_is_left_alone(monkeypatch):
+    def nests_too_deep(fields):
+        raise RecursionError  # for "((((", by the interpreter's version
+
+    message = build("compat32", [("Reply-To", f"a@{U_LABEL}")])
+    as_it_is = smtplib_sends(message, "f@x", ["t@x"])[2]
+    monkeypatch.setattr(messages, "getaddresses", nests_too_deep)
+    assert wire_form(message) == as_it_is
+
+
 @pytest.mark.parametrize("policy", [email.policy.compat32, email.policy.default, email.policy.SMTP])
 @pytest.mark.parametrize(
     "header",

@@ -510,6 +510,15 @@ def timed_out(run: Run, problems: dict[str, list[str]]) -> bool:
     return problems.keys() <= late
 
 
+def play_and_audit(*what: Any) -> tuple[Run, dict[str, list[str]]]:
+    run = play(*what)
+    problems = audit(run)
+    if problems and timed_out(run, problems):  # a busy machine?  More patience will tell.
+        run = play(*what, 8 * PATIENCE)
+        problems = audit(run)
+    return run, problems
+
+
 def report(run: Run, problems: dict[str, list[str]], seed: int, mode: str) -> str:
     again = f"FASTSMTP_LEDGER_SEED={seed} FASTSMTP_LEDGER=1:{len(run.sent)}"
     lines = [f"seed {seed}, mode {mode}: {again} pytest tests/test_ledger.py -k {mode}"]
@@ -525,19 +534,14 @@ def test_ledger(mode, seed, certificate, tmp_path):
     if MODES[mode].tls and sys.implementation.name == "pypy":
         pytest.skip("PyPy: an error of one TLS connection is told to those after it")
     rates = Rates(stall=STALLS_IN_A_RUN / MESSAGES)
-    run = play(mode, seed, MESSAGES, certificate, tmp_path, rates)
-    problems = audit(run)
-    if problems and timed_out(run, problems):  # a busy machine?  More patience will tell.
-        run = play(mode, seed, MESSAGES, certificate, tmp_path, rates, 8 * PATIENCE)
-        problems = audit(run)
+    run, problems = play_and_audit(mode, seed, MESSAGES, certificate, tmp_path, rates)
     assert not problems, report(run, problems, seed, mode)
     assert run.gave_up is not None or len(run.sent) == MESSAGES
 
 
 def test_ledger_of_10_000(certificate, tmp_path):
     rates = Rates(*(rate / 5 for rate in Rates(stall=0.002)))
-    run = play("bdat-8", 1000, 10_000, certificate, tmp_path, rates)
-    problems = audit(run)
+    run, problems = play_and_audit("bdat-8", 1000, 10_000, certificate, tmp_path, rates)
     assert not problems, report(run, problems, 1000, "bdat-8")
     assert len(run.sent) == 10_000
     # Much did go wrong, and still nearly all went by the mode's way.

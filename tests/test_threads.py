@@ -221,7 +221,8 @@ def test_a_thread_may_close_what_another_one_waits_for():
         assert client.connect(server.host, server.port)[0] == 220
         assert client.sendmail(*letter("m2")) == {}
         client.close()
-    assert server.messages[-1].sender == "m2@example.org"
+    # The server may take the first one as well, and at any time.
+    assert "m2@example.org" in [message.sender for message in server.messages]
 
 
 # -- one Mailer in many threads ---------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from housing import House, fetch, files, free_port
-from server import DOMAIN, PASSWORD, USER, Delivered, Endpoint, MailServer
+from server import DOMAIN, PASSWORD, USER, Delivered, Endpoint, Housed
 from support import make_certificate
 
 USERS = ("dovecot", "dovenull", "vmail")
@@ -237,7 +237,7 @@ TRACE = re.compile(
 )
 
 
-class Dovecot(MailServer):
+class Dovecot(Housed):
     name = "Dovecot"
     packages = ("dovecot-core", "dovecot-lmtpd", "dovecot-auth-lua")
     without: ClassVar = {
@@ -274,9 +274,6 @@ class Dovecot(MailServer):
         for name, content in {"dovecot.conf": configuration, "users.lua": LUA}.items():
             text = re.sub("ITS_[A-Z]+", lambda match: values[match[0]], content)
             (self.house.folder / name).write_text(text)
-
-    def close(self) -> None:
-        self.house.close()
 
     def collect(self) -> list[Delivered]:
         boxes = self.house.folder / "mail"

@@ -9,7 +9,6 @@ command that is about no message.
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -24,7 +23,7 @@ from server import (
     USER,
     Delivered,
     Endpoint,
-    MailServer,
+    Housed,
 )
 from support import make_certificate
 
@@ -144,7 +143,7 @@ TRACE = re.compile(
 )
 
 
-class Exim(MailServer):
+class Exim(Housed):
     name = "Exim"
     packages = ("exim4-daemon-heavy",)
     without: ClassVar[dict[str, str]] = {
@@ -176,13 +175,6 @@ class Exim(MailServer):
         values = VALUES | {f"PORT_{name.upper()}": port for name, port in ports.items()}
         values["ITS_INTERFACES"] = " ; ".join(f"127.0.0.1.{port}" for port in ports.values())
         return "".join(f"{name} = {value}\n" for name, value in values.items()) + CONFIGURATION
-
-    def _greeting(self) -> str:
-        with socket.create_connection(self.endpoints["plain"].address) as sock:
-            return sock.makefile("r").readline()
-
-    def close(self) -> None:
-        self.house.close()
 
     def collect(self) -> list[Delivered]:
         return [

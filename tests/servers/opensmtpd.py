@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from housing import House, fetch, files, free_port
-from server import DOMAIN, IDNA_DOMAIN, PASSWORD, SIZE, USER, Delivered, Endpoint, MailServer
+from server import DOMAIN, IDNA_DOMAIN, PASSWORD, SIZE, USER, Delivered, Endpoint, Housed
 from support import make_certificate
 
 ASCII_DOMAIN = IDNA_DOMAIN.encode("idna").decode()
@@ -83,7 +83,7 @@ TRACE = re.compile(
 )
 
 
-class OpenSMTPD(MailServer):
+class OpenSMTPD(Housed):
     name = "OpenSMTPD"
     packages = ("opensmtpd",)
     without: ClassVar[dict[str, str]] = {
@@ -131,9 +131,6 @@ class OpenSMTPD(MailServer):
             reason = "handshakes fail: 6.8 cannot use a key with OpenSSL 3 (its issue 1171)"
             self.without = {**self.without, "submission": reason, "smtps": reason}
             self.endpoints = {"plain": self.endpoints["plain"]}
-
-    def close(self) -> None:
-        self.house.close()
 
     def collect(self) -> list[Delivered]:
         return [_take(path) for path in files(self.house.folder, "mail/new/*")]

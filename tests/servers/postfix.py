@@ -12,13 +12,12 @@ cut long lines or need a server of their own.)
 from __future__ import annotations
 
 import re
-import socket
 from pathlib import Path
 from typing import ClassVar
 
 from dovecot import USERS, Sasl
 from housing import House, fetch, files, free_port
-from server import DOMAIN, IDNA_DOMAIN, IMPATIENCE, SIZE, Delivered, Endpoint, MailServer
+from server import DOMAIN, IDNA_DOMAIN, IMPATIENCE, SIZE, Delivered, Endpoint, Housed
 from support import make_certificate
 
 MAIN = f"""\
@@ -135,7 +134,7 @@ TRACE = re.compile(
 )
 
 
-class Postfix(MailServer):
+class Postfix(Housed):
     name = "Postfix"
     packages = ("postfix", "dovecot-core")
     without: ClassVar = {
@@ -177,13 +176,6 @@ class Postfix(MailServer):
         }
         for name, content in contents.items():
             (self.house.folder / name).write_text(content, encoding="utf-8")
-
-    def _greeting(self) -> str:
-        with socket.create_connection(self.endpoints["plain"].address) as sock:
-            return sock.makefile("r").readline()
-
-    def close(self) -> None:
-        self.house.close()
 
     def collect(self) -> list[Delivered]:
         return [_take(path) for path in files(self.house.folder, "mail/all/new/*")]

@@ -16,8 +16,11 @@ A server is set up for the domain example.test and the same rules everywhere:
 from __future__ import annotations
 
 import abc
+import socket
 from pathlib import Path
 from typing import ClassVar, NamedTuple
+
+from housing import House
 
 Address = tuple[str, int] | str
 SIZE = 12_000_000
@@ -90,3 +93,18 @@ class MailServer(abc.ABC):
     #: Seconds from a reply until what was accepted would be in a mailbox; what should not arrive
     #: is awaited so long.
     pause: ClassVar[float] = 0.3
+
+
+class Housed(MailServer):
+    """One that start() puts into a House."""
+
+    #: None until then; fetching its packages may fail.
+    house: House | None = None
+
+    def close(self) -> None:
+        if self.house is not None:
+            self.house.close()
+
+    def _greeting(self) -> str:
+        with socket.create_connection(self.endpoints["plain"].address) as sock:
+            return sock.makefile("r").readline()
